@@ -1,0 +1,28 @@
+//! The custom resources, `kubemeter.io/v1alpha1`, and their conditions.
+
+mod condition;
+mod customer;
+mod meter;
+
+pub use condition::{ConditionType, Conditions, Reason};
+pub use customer::{Customer, CustomerDeletionPolicy, CustomerSpec, CustomerStatus};
+pub use meter::{ActiveMeter, Aggregation, BackfillProgress, DeletionPolicy, Meter, MeterSpec, MeterStatus};
+
+use kube::CustomResourceExt;
+
+/// API group of the custom resources.
+pub const GROUP: &str = "kubemeter.io";
+/// Version of the custom resources.
+pub const VERSION: &str = "v1alpha1";
+/// Finalizer on Meters and Customers: ClickHouse is cleaned before the object goes.
+pub const FINALIZER: &str = "kubemeter.io/clickhouse";
+/// Annotation that lets an object go without cleaning ClickHouse (`"true"`), for when ClickHouse is gone for good.
+pub const SKIP_CLEANUP: &str = "kubemeter.io/skip-cleanup";
+
+/// Both CRDs as YAML documents, exactly as `crds/` holds them: (file name, text).
+///
+/// # Errors
+/// When a schema can't be written as YAML; the types make that impossible, a test shows it.
+pub fn crds() -> Result<Vec<(&'static str, String)>, serde_yaml::Error> {
+    Ok(vec![("meters.yaml", serde_yaml::to_string(&Meter::crd())?), ("customers.yaml", serde_yaml::to_string(&Customer::crd())?)])
+}

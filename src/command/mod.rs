@@ -1,0 +1,143 @@
+//! The five commands and their options. Every option has an environment variable `KUBEMETER_…`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+pub mod dev;
+pub mod gateway;
+pub mod operator;
+
+/// Exact usage metering for SaaS on Kubernetes, kept in ClickHouse.
+#[derive(Parser, Debug)]
+#[command(name = "kubemeter", version, about)]
+pub struct Cli {
+    /// What to run.
+    #[command(subcommand)]
+    pub command: Command,
+    /// How logs are written.
+    #[arg(long, global = true, env = "KUBEMETER_LOG_FORMAT", value_enum, default_value = "text")]
+    pub log_format: LogFormat,
+    /// Which logs are written, as `info` or `kubemeter=debug,kube=warn`.
+    #[arg(long, global = true, env = "KUBEMETER_LOG", default_value = "info")]
+    pub log: String,
+}
+
+/// How logs are written.
+#[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// What to run.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Run the controllers: Meters and Customers become ClickHouse tables and views.
+    Operator(OperatorArgs),
+    /// Run the HTTP service: ingest, usage, cancel.
+    Gateway(GatewayArgs),
+    /// Run everything with no cluster: embedded ClickHouse, manifests from a folder, the HTTP service.
+    Dev(DevArgs),
+    /// Run the embedded ClickHouse alone.
+    Clickhouse(ClickhouseArgs),
+    /// Print the custom resource definitions.
+    Crds,
+}
+
+/// Which ClickHouse.
+#[derive(Args, Clone, Debug)]
+pub struct ClickhouseOptions {
+    /// HTTP interface of ClickHouse.
+    #[arg(long, env = "KUBEMETER_CLICKHOUSE_URL")]
+    pub clickhouse_url: String,
+    /// Database of Kubemeter's tables; made when missing.
+    #[arg(long, env = "KUBEMETER_CLICKHOUSE_DATABASE", default_value = "kubemeter")]
+    pub clickhouse_database: String,
+    /// User.
+    #[arg(long, env = "KUBEMETER_CLICKHOUSE_USER", default_value = "default")]
+    pub clickhouse_user: String,
+    /// File with the user's password.
+    #[arg(long, env = "KUBEMETER_CLICKHOUSE_PASSWORD_FILE")]
+    pub clickhouse_password_file: Option<PathBuf>,
+}
+
+/// Options of `operator`.
+#[derive(Args, Clone, Debug)]
+pub struct OperatorArgs {
+    /// Which ClickHouse.
+    #[command(flatten)]
+    pub clickhouse: ClickhouseOptions,
+    /// Where `/healthz`, `/readyz` and `/metrics` are served.
+    #[arg(long, env = "KUBEMETER_OPERATOR_LISTEN", default_value = "127.0.0.1:8081")]
+    pub listen: SocketAddr,
+    /// Only one replica works at a time.
+    #[arg(long, env = "KUBEMETER_LEADER_ELECTION", default_value_t = true, action = clap::ArgAction::Set)]
+    pub leader_election: bool,
+    /// Namespace of the lease; default: the pod's own, else `default`.
+    #[arg(long, env = "KUBEMETER_LEASE_NAMESPACE")]
+    pub lease_namespace: Option<String>,
+    /// Watch one namespace only; default: all.
+    #[arg(long, env = "KUBEMETER_WATCH_NAMESPACE")]
+    pub watch_namespace: Option<String>,
+}
+
+/// Options of `gateway`.
+#[derive(Args, Clone, Debug)]
+pub struct GatewayArgs {
+    /// Which ClickHouse.
+    #[command(flatten)]
+    pub clickhouse: ClickhouseOptions,
+    /// Where the HTTP service listens.
+    #[arg(long, env = "KUBEMETER_LISTEN", default_value = "127.0.0.1:8080")]
+    pub listen: SocketAddr,
+    /// Namespace of callers that name none and have none.
+    #[arg(long, env = "KUBEMETER_NAMESPACE", default_value = "default")]
+    pub namespace: String,
+    /// Refuse events whose subject no Customer has, with `unknown_customer`.
+    #[arg(long, env = "KUBEMETER_KNOWN_CUSTOMERS_ONLY", default_value_t = false)]
+    pub known_customers_only: bool,
+    /// Watch one namespace only; default: all.
+    #[arg(long, env = "KUBEMETER_WATCH_NAMESPACE")]
+    pub watch_namespace: Option<String>,
+}
+
+/// Options of `dev`.
+#[derive(Args, Clone, Debug)]
+pub struct DevArgs {
+    /// Folder of Meter and Customer manifests, watched; `/meters` and `/customers` write there.
+    #[arg(long, env = "KUBEMETER_MANIFESTS", default_value = "examples")]
+    pub manifests: PathBuf,
+    /// Folder for ClickHouse's data.
+    #[arg(long, env = "KUBEMETER_DATA_DIR", default_value = ".kubemeter")]
+    pub data_dir: PathBuf,
+    /// Where the HTTP service listens.
+    #[arg(long, env = "KUBEMETER_LISTEN", default_value = "127.0.0.1:8080")]
+    pub listen: SocketAddr,
+    /// Use this ClickHouse server instead of the embedded engine.
+    #[arg(long, env = "KUBEMETER_CLICKHOUSE_URL")]
+    pub clickhouse_url: Option<String>,
+    /// The engine's library file; default: where `make setup` put it.
+    #[arg(long, env = "KUBEMETER_ENGINE")]
+    pub engine: Option<PathBuf>,
+    /// Namespace of manifests and callers that name none.
+    #[arg(long, env = "KUBEMETER_NAMESPACE", default_value = "default")]
+    pub namespace: String,
+}
+
+/// Options of `clickhouse`.
+#[derive(Args, Clone, Debug)]
+pub struct ClickhouseArgs {
+    /// Folder for ClickHouse's data.
+    #[arg(long, env = "KUBEMETER_DATA_DIR", default_value = ".kubemeter")]
+    pub data_dir: PathBuf,
+    /// Where ClickHouse's HTTP interface listens; port 0: any free one, printed.
+    #[arg(long, env = "KUBEMETER_CLICKHOUSE_LISTEN", default_value = "127.0.0.1:8123")]
+    pub listen: SocketAddr,
+    /// The engine's library file; default: where `make setup` put it.
+    #[arg(long, env = "KUBEMETER_ENGINE")]
+    pub engine: Option<PathBuf>,
+}

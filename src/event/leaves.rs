@@ -1,0 +1,148 @@
+//! An event's `data` as it is stored: every scalar value under its canonical path.
+
+/// The scalars of a JSON document in document order, each under the key of its [`super::JsonPath`].
+///
+/// Held in the form in which it goes to ClickHouse: RowBinary of `Map(String, String)`, so that storing costs one copy.
+/// A value's first character says what it is: `"` before a string's unescaped text, otherwise the JSON literal as it
+/// was sent (`-1.50`, `true`). Empty containers are `{}` and `[]`; `null` is left out: it is a missing value.
+/// Of equal keys the last counts, as in most JSON readers; only it is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Leaves {
+    count: usize,
+    entries: Vec<u8>,
+}
+
+/// One scalar.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scalar<'a> {
+    /// A JSON string, unescaped.
+    Text(&'a str),
+    /// A number, `true`, `false`, `{}` or `[]`, as sent.
+    Literal(&'a str),
+}
+
+impl<'a> Scalar<'a> {
+    /// The text by which a group-by or a unique count knows the value: a string as it is, another scalar as its JSON text.
+    pub const fn text(self) -> &'a str {
+        match self {
+            Self::Text(text) | Self::Literal(text) => text,
+        }
+    }
+}
+
+impl Default for Leaves {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Leaves {
+    /// No values.
+    pub const fn new() -> Self {
+        Self { count: 0, entries: Vec::new() }
+    }
+
+    /// Appends a value. The caller sees to it that no key comes twice.
+    pub fn push(&mut self, key: &str, value: Scalar<'_>) {
+        self.count += 1;
+        put_bytes(&mut self.entries, key.as_bytes());
+        match value {
+            Scalar::Literal(text) => put_bytes(&mut self.entries, text.as_bytes()),
+            Scalar::Text(text) => {
+                put_varint(&mut self.entries, text.len() + 1);
+                self.entries.push(b'"');
+                self.entries.extend_from_slice(text.as_bytes());
+            }
+        }
+    }
+
+    /// How many values.
+    pub const fn len(&self) -> usize {
+        self.count
+    }
+
+    /// Whether there is no value.
+    pub const fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// All values in document order.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, Scalar<'_>)> {
+        let mut rest = self.entries.as_slice();
+        std::iter::from_fn(move || Some((take_text(&mut rest)?, scalar(take_text(&mut rest)?))))
+    }
+
+    /// The value at a path.
+    pub fn get(&self, path: &super::JsonPath) -> Option<Scalar<'_>> {
+        self.iter().find_map(|(key, value)| (key == path.key()).then_some(value))
+    }
+
+    /// Appends RowBinary of `Map(String, String)`.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        put_varint(out, self.count);
+        out.extend_from_slice(&self.entries);
+    }
+
+    /// Bytes that [`Self::encode`] adds, about.
+    pub const fn encoded_len(&self) -> usize {
+        self.entries.len() + 10
+    }
+}
+
+fn scalar(stored: &str) -> Scalar<'_> {
+    stored.strip_prefix('"').map_or(Scalar::Literal(stored), Scalar::Text)
+}
+
+/// Appends a LEB128 length, as RowBinary has it.
+pub fn put_varint(out: &mut Vec<u8>, mut value: usize) {
+    while value >= 0x80 {
+        out.push((value & 0x7f) as u8 | 0x80);
+        value >>= 7;
+    }
+    out.push(value as u8);
+}
+
+/// Appends a length and bytes: RowBinary of `String`.
+pub fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
+    put_varint(out, bytes.len());
+    out.extend_from_slice(bytes);
+}
+
+/// Takes a `String` that `push` wrote; None at the end.
+fn take_text<'a>(rest: &mut &'a [u8]) -> Option<&'a str> {
+    let (mut length, mut shift) = (0, 0);
+    loop {
+        let (&byte, after) = rest.split_first()?;
+        *rest = after;
+        length |= usize::from(byte & 0x7f) << shift;
+        if byte < 0x80 {
+            break;
+        }
+        shift += 7;
+    }
+    let (text, after) = rest.split_at_checked(length)?;
+    *rest = after;
+    std::str::from_utf8(text).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_goes_in_comes_out() {
+        let mut leaves = Leaves::new();
+        let long = "x".repeat(300);
+        let values = [
+            ("$.a", Scalar::Literal("1.50")),
+            ("$.b", Scalar::Text("")),
+            ("$['\"']", Scalar::Text("\"q")),
+            ("$.long", Scalar::Text(&long)),
+        ];
+        for (key, value) in values {
+            leaves.push(key, value);
+        }
+        assert_eq!(leaves.iter().collect::<Vec<_>>(), values);
+        assert_eq!(leaves.len(), 4);
+    }
+}

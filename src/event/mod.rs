@@ -1,0 +1,28 @@
+//! Events: CloudEvents in all their forms, the values in them, their identity.
+
+mod item;
+mod jsonpath;
+mod leaves;
+
+pub use item::{Command, Incoming, Item, Refusal};
+pub use jsonpath::{InvalidPath, JsonPath};
+pub use leaves::{Leaves, Scalar, put_bytes, put_varint};
+
+/// One usage event, parsed and within bounds.
+///
+/// Its identity is (namespace, source, id), as CloudEvents says; the namespace is the Kubernetes namespace it was posted to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// CloudEvents `id`.
+    pub id: String,
+    /// CloudEvents `source`.
+    pub source: String,
+    /// CloudEvents `type`.
+    pub event_type: String,
+    /// CloudEvents `subject`.
+    pub subject: String,
+    /// CloudEvents `time` in milliseconds since 1970 UTC; absent: the time of arrival counts.
+    pub time_ms: Option<i64>,
+    /// The scalars of `data`.
+    pub data: Leaves,
+}

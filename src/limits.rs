@@ -1,0 +1,41 @@
+//! Every bound on what comes from outside, in one place, each with its reason.
+
+/// Longest `id`, `source`, `type` or `subject` of an event, in bytes. They are part of sorting keys; CloudEvents
+/// producers stay far below.
+pub const ATTRIBUTE_BYTES: usize = 1_024;
+/// Largest single event as JSON, in bytes. CloudEvents asks intermediaries to forward at least 64 KiB.
+pub const EVENT_BYTES: usize = 256 * 1_024;
+/// Largest request body after decompression, in bytes.
+pub const BODY_BYTES: usize = 16 * 1_024 * 1_024;
+/// Most events in one request.
+pub const BATCH_EVENTS: usize = 10_000;
+/// Most scalar values in one event's `data`: each becomes an entry of a ClickHouse map.
+pub const DATA_LEAVES: usize = 1_024;
+/// Deepest nesting of an event's `data`.
+pub const DATA_DEPTH: usize = 32;
+/// Longest JSONPath in a Meter, in bytes.
+pub const PATH_BYTES: usize = 256;
+/// Most group-bys of one Meter.
+pub const GROUP_BYS: usize = 16;
+/// Most subjects of one Customer.
+pub const SUBJECTS: usize = 1_000;
+/// Longest `description`, in bytes.
+pub const DESCRIPTION_BYTES: usize = 1_024;
+/// Longest `unit` or `displayName`, in bytes.
+pub const LABEL_BYTES: usize = 128;
+/// Longest retention, in days: a century.
+pub const RETENTION_DAYS: u32 = 36_500;
+/// Longest reason of a cancellation, in bytes.
+pub const REASON_BYTES: usize = 1_024;
+/// Most events named by one cancellation.
+pub const CANCEL_EVENTS: usize = 10_000;
+/// Most values of one filter, and of `customer=` or `subject=`.
+pub const FILTER_VALUES: usize = 1_000;
+/// Longest filter value in a query, in bytes.
+pub const FILTER_BYTES: usize = 16 * 1_024;
+/// Most rows in one usage answer; more is refused with advice to narrow the question.
+pub const USAGE_ROWS: u64 = 1_000_000;
+/// Default and greatest page of a listing.
+pub const PAGE_DEFAULT: u32 = 100;
+/// See [`PAGE_DEFAULT`].
+pub const PAGE_MAX: u32 = 1_000;

@@ -1,0 +1,32 @@
+//! `kubemeter`: picks the command, says in one line what went wrong.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use kubemeter::command::{self, Cli, Command};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            eprintln!("kubemeter: {why}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<(), String> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|why| format!("can't start threads: {why}"))?;
+    match cli.command {
+        Command::Crds => {
+            let crds = kubemeter::api::crds().map_err(|why| why.to_string())?;
+            crds.iter().for_each(|(_, text)| print!("---\n{text}"));
+            Ok(())
+        }
+        Command::Operator(args) => runtime.block_on(command::operator::run(args)),
+        Command::Gateway(args) => runtime.block_on(command::gateway::run(args)),
+        Command::Dev(args) => runtime.block_on(command::dev::run(args)),
+        Command::Clickhouse(_) => Err("not built yet".to_owned()),
+    }
+}
