@@ -25,5 +25,7 @@ pub mod event;
 pub mod limits;
 pub mod meter;
 pub mod metering;
+pub mod plan;
 pub mod reconcile;
 pub mod registry;
+pub mod warehouse;

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::warehouse::{Warehouse, WarehouseOptions};
+
 pub mod dev;
 pub mod gateway;
 pub mod operator;
@@ -63,6 +65,27 @@ pub struct ClickhouseOptions {
     /// File with the user's password.
     #[arg(long, env = "KUBEMETER_CLICKHOUSE_PASSWORD_FILE")]
     pub clickhouse_password_file: Option<PathBuf>,
+}
+
+impl ClickhouseOptions {
+    /// A client for that ClickHouse. It need not answer yet.
+    ///
+    /// # Errors
+    /// When the password file can't be read.
+    pub async fn warehouse(&self) -> Result<Warehouse, String> {
+        let password = match &self.clickhouse_password_file {
+            None => String::new(),
+            Some(file) => {
+                tokio::fs::read_to_string(file).await.map_err(|why| format!("can't read the password file {}: {why}", file.display()))?
+            }
+        };
+        Ok(Warehouse::new(&WarehouseOptions {
+            url: self.clickhouse_url.clone(),
+            database: self.clickhouse_database.clone(),
+            user: self.clickhouse_user.clone(),
+            password: password.trim_end().to_owned(),
+        }))
+    }
 }
 
 /// Options of `operator`.
