@@ -17,13 +17,21 @@ pub struct Running {
 impl Running {
     /// Starts `command` and waits for the first line on its stdout from which `ready` makes a value.
     /// Panics with what the program said on stderr if it ends, or [`DEADLINE`] passes, before that.
-    pub fn start<T: Send + 'static>(command: &mut Command, ready: impl Fn(&str) -> Option<T> + Send + 'static) -> (Self, T) {
+    ///
+    /// With a `leash`, it is killed and that directory removed should the process of the tests end first: by a
+    /// signal, or because a `static` holds this, which is never dropped. Without, the end of its stdin must do.
+    pub fn start<T: Send + 'static>(
+        command: &mut Command,
+        leash: Option<&Path>,
+        ready: impl Fn(&str) -> Option<T> + Send + 'static,
+    ) -> (Self, T) {
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
             .unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        let leash = leash.map(|directory| Leash::new(child.id(), directory));
         // Both pipes are read to their end: a full one would stop the program.
         let mut stderr = child.stderr.take().expect("piped");
         let said = thread::spawn(move || {
@@ -41,20 +49,13 @@ impl Running {
             }
         });
 
-        let mut running = Self { child, leash: None };
+        let mut running = Self { child, leash };
         let Ok(value) = first.recv_timeout(DEADLINE) else {
             running.kill();
             let said = said.join().expect("reading does not panic");
             panic!("{command:?} did not get ready:\n{}", String::from_utf8_lossy(&said));
         };
         (running, value)
-    }
-
-    /// Has it killed, and `directory` removed, should the process of the tests end first: by a signal, or because
-    /// a `static` holds it, which is never dropped.
-    pub fn leashed(mut self, directory: &Path) -> Self {
-        self.leash = Some(Leash::new(self.child.id(), directory));
-        self
     }
 
     /// Ends it by SIGKILL, as a crash would.
@@ -83,7 +84,7 @@ struct Leash(Child);
 
 impl Leash {
     fn new(pid: u32, directory: &Path) -> Self {
-        let wait_and_end = r#"cat >/dev/null; kill -KILL "$1"; rm -rf "$2""#;
+        let wait_and_end = r#"cat >/dev/null; kill -KILL "$1" 2>/dev/null; rm -rf "$2""#;
         let mut shell = Command::new("sh");
         shell.args(["-c", wait_and_end, "leash", &pid.to_string()]).arg(directory);
         Self(shell.stdin(Stdio::piped()).spawn().expect("there is a shell"))

@@ -1,5 +1,7 @@
 //! A real ClickHouse: `kubemeter clickhouse` with the engine that `make setup` has fetched.
 
+use std::hash::{BuildHasher, RandomState};
+use std::net::TcpListener;
 use std::process::Command;
 
 use tempfile::TempDir;
@@ -20,11 +22,16 @@ struct Own {
 impl ClickHouse {
     /// Starts one on a free port, which takes some 0.5 s.
     pub fn start() -> Self {
-        if let Ok(url) = std::env::var("KUBEMETER_TEST_CLICKHOUSE_URL") {
-            return Self { url, own: None };
+        match std::env::var("KUBEMETER_TEST_CLICKHOUSE_URL") {
+            Ok(url) => Self { url, own: None },
+            Err(_) => Self::start_own(),
         }
+    }
+
+    /// Starts one whatever the environment says, for a test that ends it.
+    pub fn start_own() -> Self {
         let directory = tempfile::tempdir().expect("a temporary folder can be made");
-        let (running, url) = run(&directory, "127.0.0.1:0");
+        let (running, url) = run(&directory, &format!("127.0.0.1:{}", free_port()));
         Self { url, own: Some(Own { running, directory }) }
     }
 
@@ -51,13 +58,23 @@ impl ClickHouse {
     }
 
     fn own(&mut self) -> &mut Own {
-        self.own.as_mut().expect("the ClickHouse of KUBEMETER_TEST_CLICKHOUSE_URL is not the test's to end")
+        self.own.as_mut().expect("a test that ends its ClickHouse starts it by start_own")
     }
 }
 
 fn run(directory: &TempDir, listen: &str) -> (Running, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_kubemeter"));
     command.args(["clickhouse", "--listen", listen, "--data-dir"]).arg(directory.path().join("data"));
-    let (running, url) = Running::start(&mut command, |line| line.split_once("listening on ").map(|(_, url)| url.trim().to_owned()));
-    (running.leashed(directory.path()), url)
+    Running::start(&mut command, Some(directory.path()), |line| line.split_once("listening on ").map(|(_, url)| url.trim().to_owned()))
+}
+
+/// A port that nobody listens on, below those that the kernel gives to outgoing connections: between a kill and a
+/// restart one of these could take it.
+fn free_port() -> u16 {
+    loop {
+        let port = 20_000 + (RandomState::new().hash_one(()) % 12_000) as u16;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
