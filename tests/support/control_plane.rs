@@ -33,7 +33,7 @@ impl ControlPlane {
         }
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/rig/control_plane.py");
         // A missing binary ends the script with a line that says `make setup-kubernetes`, which is then the panic's.
-        let (running, ready) = Running::start(Command::new("python3").arg(script), None, |line| serde_json::from_str::<Value>(line).ok());
+        let (running, ready) = Running::start(Command::new("python3").arg(script), |line| serde_json::from_str::<Value>(line).ok());
         let field = |name: &str| ready[name].as_str().expect("the script prints it").to_owned();
         Self { kubeconfig: field("kubeconfig").into(), url: field("url"), own: Some(running) }
     }

@@ -64,8 +64,8 @@ impl ClickHouse {
 
 fn run(directory: &TempDir, listen: &str) -> (Running, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_kubemeter"));
-    command.args(["clickhouse", "--listen", listen, "--data-dir"]).arg(directory.path().join("data"));
-    Running::start(&mut command, Some(directory.path()), |line| line.split_once("listening on ").map(|(_, url)| url.trim().to_owned()))
+    command.args(["clickhouse", "--stop-with-stdin", "--listen", listen, "--data-dir"]).arg(directory.path().join("data"));
+    Running::start(&mut command, |line| line.split_once("listening on ").map(|(_, url)| url.trim().to_owned()))
 }
 
 /// A port that nobody listens on, below those that the kernel gives to outgoing connections: between a kill and a
