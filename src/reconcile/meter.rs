@@ -93,7 +93,7 @@ impl Reconciler {
     ) -> Result<Option<BackfillProgress>, Error> {
         let warehouse = &self.warehouse;
         let database = warehouse.database();
-        let landing = schema::landing(&note.namespace, &definition.event_type);
+        let landing = schema::Landing::of(&note.namespace, &definition.event_type).to_string();
         match step {
             Step::CreateTable => {
                 warehouse.ensure_landing(&landing).await?;

@@ -2,7 +2,10 @@
 //!
 //! [`schema`], [`select`] and [`row`] are pure text and bytes; [`client`] does the I/O, each call with a deadline.
 
+mod cancellations;
 mod client;
+mod identities;
+mod listings;
 pub mod row;
 pub mod schema;
 pub mod select;
@@ -10,4 +13,6 @@ pub mod sql;
 mod tables;
 
 pub use client::{Error, Query, Warehouse, WarehouseOptions};
+pub use identities::StoredKey;
+pub use listings::{EventRecord, RejectRecord};
 pub use tables::insert_name;

@@ -1,5 +1,6 @@
 //! A row of a landing table, in RowBinary.
 
+use super::schema::Landing;
 use crate::event::{Event, put_bytes};
 
 /// Versions decide which row of equal keys counts: the greatest.
@@ -18,6 +19,8 @@ pub const COLUMNS: &str = "namespace, type, subject, time, id, source, event_id,
 pub struct Row {
     /// Kubernetes namespace.
     pub namespace: String,
+    /// Where it is inserted.
+    pub landing: Landing,
     /// Hash of (namespace, source, id).
     pub identity: u128,
     /// When it arrived, µs since 1970.
@@ -58,4 +61,11 @@ impl Row {
         // No cancellation: the nil UUID.
         out.extend_from_slice(&[0; 16]);
     }
+}
+
+/// Appends a UUID as RowBinary has it: two little-endian halves, the higher first.
+pub fn put_uuid(out: &mut Vec<u8>, uuid: uuid::Uuid) {
+    let (high, low) = uuid.as_u64_pair();
+    out.extend_from_slice(&high.to_le_bytes());
+    out.extend_from_slice(&low.to_le_bytes());
 }

@@ -6,11 +6,12 @@
 //!           (Null: keeps       └─► meter_UID_…  per Meter: typed value, group columns, (subject, time, id)
 //!            nothing itself)
 //! ```
-//! An event's landing table follows from its namespace and type alone ([`landing`]), so a gateway can never send an
+//! An event's landing table follows from its namespace and type alone ([`Landing`]), so a gateway can never send an
 //! event past a Meter that it has not heard of yet. There are [`LANDINGS`] of them, made when first needed: an INSERT
 //! pays only for the views of its own table, and event types that someone makes up can't fill ClickHouse with tables.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
@@ -23,11 +24,23 @@ use crate::meter::{DecimalAggregation, Definition, Measure};
 /// are not its own; each costs about 1.5 ms.
 pub const LANDINGS: u64 = 1_024;
 
-/// The landing table of an event type.
-pub fn landing(namespace: &str, event_type: &str) -> String {
-    // A namespace has no NUL, so the pair is unambiguous.
-    let key = [namespace.as_bytes(), b"\0", event_type.as_bytes()].concat();
-    format!("landing_{:04}", xxhash_rust::xxh3::xxh3_64(&key) % LANDINGS)
+/// A landing table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Landing(u16);
+
+impl Landing {
+    /// The landing table of an event type: a function of nothing else.
+    pub fn of(namespace: &str, event_type: &str) -> Self {
+        // A namespace has no NUL, so the pair is unambiguous.
+        let key = [namespace.as_bytes(), b"\0", event_type.as_bytes()].concat();
+        Self((xxhash_rust::xxh3::xxh3_64(&key) % LANDINGS) as u16)
+    }
+}
+
+impl fmt::Display for Landing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "landing_{:04}", self.0)
+    }
 }
 
 /// Columns of an event, as `events` and the landing tables have them.
@@ -226,7 +239,7 @@ impl Layout {
             "CREATE MATERIALIZED VIEW IF NOT EXISTS {db}.{} TO {db}.{} AS {}",
             identifier(&view(table)),
             identifier(table),
-            self.select(database, &landing(&self.namespace, &self.event_type))
+            self.select(database, &Landing::of(&self.namespace, &self.event_type).to_string())
         )
     }
 

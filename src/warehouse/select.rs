@@ -2,12 +2,11 @@
 //! question are there; what a request says goes into [`Param`]s.
 
 use serde::Serialize;
-use uuid::Uuid;
 
 use super::sql::identifier;
 use crate::limits;
 use crate::meter::{DecimalAggregation, Definition, Measure};
-use crate::metering::{UsageQuery, WindowSize};
+use crate::metering::{EventFilter, UsageQuery, WindowSize};
 use crate::warehouse::schema::group_column;
 
 /// A bound value.
@@ -27,7 +26,7 @@ pub enum Value {
     Text(String),
     Texts(Vec<String>),
     Int(i64),
-    Uuid(Uuid),
+    Ids(Vec<u128>),
 }
 
 /// Text and values of a statement.
@@ -221,4 +220,97 @@ pub fn counted_keys(database: &str, namespace: &str, table: &str, definition: &D
     let mut params = Vec::new();
     let conditions = filtered(&conditions(database, namespace, definition, query, &mut params));
     Statement { sql: format!("SELECT subject, time, id FROM {}.{} FINAL{conditions}", identifier(database), identifier(table)), params }
+}
+
+/// No cancellation.
+pub const NIL: &str = "toUUID('00000000-0000-0000-0000-000000000000')";
+
+/// Keys (type, subject, time, id) of the events with these identities that count.
+pub fn cancel_by_ids(database: &str, namespace: &str, ids: Vec<u128>) -> Statement {
+    let db = identifier(database);
+    Statement {
+        sql: format!(
+            "SELECT type, subject, time, id FROM {db}.events FINAL WHERE namespace = {{namespace:String}} AND (type, subject, time, id) IN \
+             (SELECT type, subject, time, id FROM {db}.identities WHERE id IN {{ids:Array(UInt128)}}) AND cancellation = {NIL}"
+        ),
+        params: vec![
+            Param { name: "namespace".to_owned(), value: Value::Text(namespace.to_owned()) },
+            Param { name: "ids".to_owned(), value: Value::Ids(ids) },
+        ],
+    }
+}
+
+/// Keys (type, subject, time, id) of the events of a type whose (subject, time, id) a statement gives and that count.
+pub fn cancel_by_keys(database: &str, namespace: &str, event_type: &str, keys: Statement) -> Statement {
+    let Statement { sql, mut params } = keys;
+    debug_assert!(params.iter().any(|param| param.name == "namespace"), "the keys' statement binds the namespace {namespace}");
+    params.push(Param { name: "type".to_owned(), value: Value::Text(event_type.to_owned()) });
+    Statement {
+        sql: format!(
+            "SELECT type, subject, time, id FROM {}.events FINAL WHERE namespace = {{namespace:String}} AND type = {{type:String}} \
+             AND (subject, time, id) IN ({sql}) AND cancellation = {NIL}",
+            identifier(database)
+        ),
+        params,
+    }
+}
+
+/// Where a page of stored events ended.
+#[derive(Serialize, serde::Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct EventCursor {
+    /// Type of the last event.
+    pub event_type: String,
+    /// Its subject.
+    pub subject: String,
+    /// Its time, ms since 1970.
+    pub time_ms: i64,
+    /// Its identity, in decimal.
+    pub id: String,
+}
+
+/// Stored events with their state, in the order of their keys.
+pub fn events(database: &str, namespace: &str, filter: &EventFilter, after: Option<EventCursor>, limit: usize) -> Statement {
+    let mut params = vec![Param { name: "namespace".to_owned(), value: Value::Text(namespace.to_owned()) }];
+    let mut conditions = vec!["namespace = {namespace:String}".to_owned()];
+    let mut add = |condition: &str, values: Vec<(&str, Value)>| {
+        conditions.push(condition.to_owned());
+        params.extend(values.into_iter().map(|(name, value)| Param { name: name.to_owned(), value }));
+    };
+    if let Some(event_type) = &filter.event_type {
+        add("type = {type:String}", vec![("type", Value::Text(event_type.clone()))]);
+    }
+    if let Some(subject) = &filter.subject {
+        add("subject = {subject:String}", vec![("subject", Value::Text(subject.clone()))]);
+    }
+    if let Some(customer) = &filter.customer {
+        add(&format!("subject IN {}", subjects_of_customers(database)), vec![("customers", Value::Texts(vec![customer.clone()]))]);
+    }
+    if let Some(from) = filter.from {
+        add("time >= fromUnixTimestamp64Milli({from:Int64}, 'UTC')", vec![("from", Value::Int(ceil_ms(from)))]);
+    }
+    if let Some(to) = filter.to {
+        add("time < fromUnixTimestamp64Milli({to:Int64}, 'UTC')", vec![("to", Value::Int(ceil_ms(to)))]);
+    }
+    if let Some(after) = after {
+        add(
+            "(type, subject, time, id) > ({after_type:String}, {after_subject:String}, fromUnixTimestamp64Milli({after_time:Int64}, 'UTC'), {after_id:UInt128})",
+            vec![
+                ("after_type", Value::Text(after.event_type)),
+                ("after_subject", Value::Text(after.subject)),
+                ("after_time", Value::Int(after.time_ms)),
+                ("after_id", Value::Text(after.id)),
+            ],
+        );
+    }
+    Statement {
+        sql: format!(
+            "SELECT event_id, toString(source) AS source, toString(type) AS event_type, subject, toUnixTimestamp64Milli(time) AS time_ms, \
+             toUnixTimestamp64Micro(received) AS received_us, CAST(mapKeys(data), 'Array(String)') AS keys, mapValues(data) AS vals, \
+             toString(cancellation) AS cancellation_id, toString(id) AS identity \
+             FROM (SELECT * FROM {}.events FINAL WHERE {} ORDER BY namespace, type, subject, time, id LIMIT {limit})",
+            identifier(database),
+            conditions.join(" AND ")
+        ),
+        params,
+    }
 }
