@@ -7,6 +7,8 @@ SHELL := bash
 .NOTPARALLEL:
 
 PYTHON ?= python3
+SETUP = @command -v $(PYTHON) >/dev/null || { echo '$(PYTHON) is missing: install Python 3.9 or later' >&2; exit 1; }; \
+  $(PYTHON) scripts/setup.py
 PROFILE ?= release
 export PROFILE
 CARGO_PROFILE = $(if $(filter debug,$(PROFILE)),dev,$(PROFILE))
@@ -17,7 +19,7 @@ help: ## List the targets
 
 .PHONY: quickstart
 quickstart: ## See it work: usage from real events in one terminal (ONCE=1: check the numbers and end)
-	@$(PYTHON) scripts/setup.py engine
+	$(SETUP) rust engine
 	cargo build --locked --release
 	@$(PYTHON) scripts/quickstart.py $(if $(ONCE),--once)
 
@@ -36,11 +38,11 @@ build: ## Build kubemeter (PROFILE=debug: unoptimised)
 
 .PHONY: setup
 setup: ## Check the machine; fetch the ClickHouse engine, helm and kubectl
-	@$(PYTHON) scripts/setup.py check engine tools
+	$(SETUP) check engine tools
 
 .PHONY: setup-kubernetes
 setup-kubernetes: ## Build etcd, kube-apiserver and kube-controller-manager, once (5 to 10 minutes on 2 cores)
-	@$(PYTHON) scripts/setup.py kubernetes
+	$(SETUP) kubernetes
 
 .PHONY: crds
 crds: ## Write crds/ anew from the Rust types
@@ -50,7 +52,7 @@ crds: ## Write crds/ anew from the Rust types
 
 .PHONY: bench
 bench: ## Measure ingest and queries against the limit of the same ClickHouse
-	@$(PYTHON) scripts/setup.py engine
+	$(SETUP) rust engine
 	cargo run --locked --release --example bench
 
 .PHONY: cluster-up

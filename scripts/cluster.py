@@ -21,7 +21,8 @@ from pathlib import Path
 import parts
 
 STATE = parts.ROOT / ".cluster"
-KUBEMETER = parts.ROOT / "target" / os.environ.get("PROFILE", "release") / "kubemeter"
+TARGET = Path(os.environ.get("CARGO_TARGET_DIR") or parts.ROOT / "target").resolve()
+KUBEMETER = TARGET / os.environ.get("PROFILE", "release") / "kubemeter"
 GATEWAY = f"127.0.0.1:{os.environ.get('GATEWAY_PORT', '8080')}"
 OPERATOR = f"127.0.0.1:{os.environ.get('OPERATOR_PORT', '8081')}"
 CLICKHOUSE = f"127.0.0.1:{os.environ.get('CLICKHOUSE_PORT', '8123')}"

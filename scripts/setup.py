@@ -184,6 +184,12 @@ def check():
     Progress("check").say("cargo, cc, go, npm, pip and make are there")
 
 
+def rust():
+    """What it takes to build kubemeter."""
+    need("cargo")
+    need("cc")
+
+
 def engine():
     """ClickHouse as a library, from npm (180 MB, 570 MB unpacked)."""
     own = os.environ.get("KUBEMETER_ENGINE")
@@ -274,7 +280,7 @@ def kubernetes():
     install("kubernetes", parts.kubernetes(), parts.KUBERNETES_BINARIES, make)
 
 
-STEPS = {"check": check, "engine": engine, "tools": tools, "kubernetes": kubernetes}
+STEPS = {"check": check, "rust": rust, "engine": engine, "tools": tools, "kubernetes": kubernetes}
 
 
 def main():
