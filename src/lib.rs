@@ -21,6 +21,7 @@
 pub mod api;
 pub mod catalog;
 pub mod command;
+pub mod engine;
 pub mod event;
 pub mod limits;
 pub mod meter;
