@@ -6,7 +6,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStderr, Command};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -115,12 +115,16 @@ async fn start(options: &EngineOptions) -> Result<(Child, SocketAddr), Error> {
         // Its end tells the child that this process is gone, even after a SIGKILL.
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
         // Ctrl-C in a terminal goes to the whole group: the gateway must be able to finish its inserts first.
         .process_group(0)
         .kill_on_drop(true)
         .spawn()
         .map_err(|why| Error::Engine(format!("can't be started: {}: {why}", options.executable.display())))?;
-    let output = child.stdout.take().ok_or_else(|| Error::Engine("has no output".to_owned()))?;
+    let (Some(output), Some(words)) = (child.stdout.take(), child.stderr.take()) else {
+        return Err(Error::Engine("has no output".to_owned()));
+    };
+    let words = tokio::spawn(pass_on(words));
     let mut lines = BufReader::new(output).lines();
     let address = async {
         while let Some(line) = lines.next_line().await.ok().flatten() {
@@ -136,8 +140,21 @@ async fn start(options: &EngineOptions) -> Result<(Child, SocketAddr), Error> {
             tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
             Ok((child, address))
         }
-        Ok(None) => Err(Error::Engine("could not be started; it says why above".to_owned())),
+        Ok(None) => {
+            let _ = words.await;
+            Err(Error::Engine("could not be started; it says why above".to_owned()))
+        }
         Err(_) => Err(Error::Engine(format!("did not answer within {} s", START.as_secs()))),
+    }
+}
+
+/// Passes on what the engine says, but for where it logs to: that is in the data folder, as documented.
+async fn pass_on(words: ChildStderr) {
+    let mut lines = BufReader::new(words).lines();
+    while let Ok(Some(line)) = lines.next_line().await {
+        if !line.starts_with("Logging ") {
+            eprintln!("{line}");
+        }
     }
 }
 

@@ -74,9 +74,16 @@ fn arguments(folder: &Path, configuration: &Path, listen: SocketAddr, reader: &P
     ]
 }
 
-/// Checks that the address is free: the engine says nothing when it is not. Port 0 becomes a free one.
+/// Checks that the address is free: the engine says nothing when it is not. Port 0 becomes a free one below those that
+/// the system gives to outgoing connections: one of these could take it between a crash and the restart.
 fn free_address(listen: SocketAddr) -> Result<SocketAddr, Error> {
-    TcpListener::bind(listen).and_then(|probe| probe.local_addr()).map_err(|why| Error::Listen { address: listen, why })
+    let probe = |address| TcpListener::bind(address).and_then(|probe| probe.local_addr());
+    let below = || SocketAddr::new(listen.ip(), 20_000 + (uuid::Uuid::new_v4().as_u128() % 12_000) as u16);
+    let found = match listen.port() {
+        0 => (0..16).find_map(|_| probe(below()).ok()).map_or_else(|| probe(listen), Ok),
+        _ => probe(listen),
+    };
+    found.map_err(|why| Error::Listen { address: listen, why })
 }
 
 /// Waits until the engine answers at the address, and that it is this one: another may have taken the port in between.
