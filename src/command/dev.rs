@@ -86,7 +86,10 @@ fn greet(address: SocketAddr, manifests: &Path, data_dir: &Path, folder: &Folder
         count(all.customers.len(), "customer")
     );
     println!("  Data        {}", data_dir.display());
-    println!("  ClickHouse  {0}  (try: curl '{0}/?database={1}' -d 'SHOW TABLES')", clickhouse.clickhouse_url, clickhouse.clickhouse_database);
+    println!(
+        "  ClickHouse  {0}  (try: curl '{0}/?database={1}' -d 'SHOW TABLES')",
+        clickhouse.clickhouse_url, clickhouse.clickhouse_database
+    );
 }
 
 fn count(number: usize, what: &str) -> String {

@@ -14,10 +14,16 @@ pub(super) fn object(object: &DynamicObject) -> Vec<InvalidField> {
     let mut refuse = |field: &str, message: String| wrong.push(InvalidField { field: field.to_owned(), message });
     let (name, namespace) = (object.metadata.name.as_deref().unwrap_or(""), object.metadata.namespace.as_deref().unwrap_or(""));
     if name.len() > 63 || !name.split('.').all(is_label) {
-        refuse("metadata.name", format!("{name:?} is no name: 1 to 63 of a-z, 0-9, - and ., each part starting and ending with a letter or digit"));
+        refuse(
+            "metadata.name",
+            format!("{name:?} is no name: 1 to 63 of a-z, 0-9, - and ., each part starting and ending with a letter or digit"),
+        );
     }
     if namespace.len() > 63 || !is_label(namespace) {
-        refuse("metadata.namespace", format!("{namespace:?} is no namespace: 1 to 63 of a-z, 0-9 and -, starting and ending with a letter or digit"));
+        refuse(
+            "metadata.namespace",
+            format!("{namespace:?} is no namespace: 1 to 63 of a-z, 0-9 and -, starting and ending with a letter or digit"),
+        );
     }
     let spec = object.data.get("spec").cloned().unwrap_or_default();
     match super::memory::kind(object) {

@@ -129,7 +129,12 @@ fn accept(object: &DynamicObject) -> Result<(), Error> {
     let causes = wrong.into_iter().map(|InvalidField { field, message }| (field, message)).collect::<Vec<_>>();
     let all = causes.iter().map(|(field, message)| format!("{field}: {message}")).collect::<Vec<_>>().join("; ");
     let name = object.metadata.name.as_deref().unwrap_or_default();
-    Err(Error::Upstream { status: 422, reason: "Invalid".to_owned(), message: format!("{} {name:?} is invalid: {all}", kind(object)), causes })
+    Err(Error::Upstream {
+        status: 422,
+        reason: "Invalid".to_owned(),
+        message: format!("{} {name:?} is invalid: {all}", kind(object)),
+        causes,
+    })
 }
 
 fn end_line(text: &mut String) {

@@ -44,9 +44,7 @@ impl Memory {
     /// Reads the memory; a missing file is an empty one.
     pub(super) fn load(file: &Path) -> Result<Self, Error> {
         let disk: OnDisk = match std::fs::read(file) {
-            Ok(text) => {
-                serde_json::from_slice(&text).map_err(|why| Error::Memory { file: file.to_owned(), why: why.to_string() })?
-            }
+            Ok(text) => serde_json::from_slice(&text).map_err(|why| Error::Memory { file: file.to_owned(), why: why.to_string() })?,
             Err(why) if why.kind() == std::io::ErrorKind::NotFound => OnDisk::default(),
             Err(why) => return Err(Error::Read { file: file.to_owned(), why }),
         };
@@ -86,8 +84,12 @@ impl Memory {
         }
         let revision = self.revision;
         // In a file that can't be read in full, a missing object is more likely mistyped than removed: it stays as it was.
-        let gone: Vec<Key> =
-            self.live.iter().filter(|(key, kept)| !found.contains_key(*key) && !broken.contains(&kept.file)).map(|(key, _)| key.clone()).collect();
+        let gone: Vec<Key> = self
+            .live
+            .iter()
+            .filter(|(key, kept)| !found.contains_key(*key) && !broken.contains(&kept.file))
+            .map(|(key, _)| key.clone())
+            .collect();
         for key in gone {
             if let Some(Kept { mut object, .. }) = self.live.remove(&key) {
                 self.revision += 1;

@@ -83,7 +83,8 @@ impl Worker {
         self.plan.observe(now, &versions);
         // Who has a disputed subject depends on the others.
         let customers = |of: &Snapshot| of.customers.iter().map(|c| (c.namespace(), version(c))).collect::<BTreeSet<_>>();
-        let touched: BTreeSet<_> = customers(&before).symmetric_difference(&customers(all)).map(|(namespace, _)| namespace.clone()).collect();
+        let touched: BTreeSet<_> =
+            customers(&before).symmetric_difference(&customers(all)).map(|(namespace, _)| namespace.clone()).collect();
         all.customers.iter().filter(|c| touched.contains(&c.namespace())).for_each(|c| self.plan.nudge(now, &uid(c)));
 
         let (meters, customers) = (keys(&all.meters), keys(&all.customers));
@@ -166,9 +167,7 @@ async fn perform(reconciler: Reconciler, uid: String, job: Job) -> (String, Stri
             (words(&customer), Done::Customer(end))
         }
         Job::ForgetMeter(meter) => (words(&meter), Done::Forgotten(reconciler.forget_meter(&meter).await)),
-        Job::ForgetCustomer(customer, others) => {
-            (words(&customer), Done::Forgotten(reconciler.forget_customer(&customer, &others).await))
-        }
+        Job::ForgetCustomer(customer, others) => (words(&customer), Done::Forgotten(reconciler.forget_customer(&customer, &others).await)),
     };
     (uid, name, done)
 }
