@@ -21,7 +21,9 @@
 pub mod api;
 pub mod catalog;
 pub mod command;
+pub mod engine;
 pub mod event;
+pub mod folder;
 pub mod ingest;
 pub mod limits;
 pub mod meter;
@@ -31,3 +33,4 @@ pub mod reconcile;
 pub mod registry;
 pub mod service;
 pub mod warehouse;
+pub mod yaml;

@@ -27,6 +27,6 @@ fn run(cli: Cli) -> Result<(), String> {
         Command::Operator(args) => runtime.block_on(command::operator::run(args)),
         Command::Gateway(args) => runtime.block_on(command::gateway::run(args)),
         Command::Dev(args) => runtime.block_on(command::dev::run(args)),
-        Command::Clickhouse(_) => Err("not built yet".to_owned()),
+        Command::Clickhouse(args) => runtime.block_on(command::clickhouse::run(args)),
     }
 }

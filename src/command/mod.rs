@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::warehouse::{Warehouse, WarehouseOptions};
 
+pub mod clickhouse;
 pub mod dev;
 pub mod gateway;
 pub mod operator;
@@ -163,4 +164,7 @@ pub struct ClickhouseArgs {
     /// The engine's library file; default: where `make setup` put it.
     #[arg(long, env = "KUBEMETER_ENGINE")]
     pub engine: Option<PathBuf>,
+    /// End when standard input ends: a parent that was killed leaves no engine behind.
+    #[arg(long, hide = true)]
+    pub stop_with_stdin: bool,
 }
