@@ -117,7 +117,8 @@ impl Committer {
     /// # Errors
     /// See [`CommitError`].
     pub async fn commit(&self, submission: Submission) -> Result<(), CommitError> {
-        let bytes = submission.rows.iter().map(Row::encoded_len).sum::<usize>() + submission.rejects.iter().map(|r| r.event.len() + 256).sum::<usize>();
+        let bytes = submission.rows.iter().map(Row::encoded_len).sum::<usize>()
+            + submission.rejects.iter().map(|r| r.event.len() + 256).sum::<usize>();
         if submission.rows.is_empty() && submission.rejects.is_empty() {
             return Ok(());
         }
@@ -170,7 +171,8 @@ async fn commit(warehouse: &Warehouse, mut round: Vec<Waiting>) {
     let mut kept = Vec::new();
     round.iter().flat_map(|waiting| &waiting.submission.rejects).for_each(|reject| reject.encode(&mut kept));
 
-    let landings = by_landing.into_iter().map(|(landing, rows)| async move { (landing, insert_rows(warehouse, landing, rows.into()).await) });
+    let landings =
+        by_landing.into_iter().map(|(landing, rows)| async move { (landing, insert_rows(warehouse, landing, rows.into()).await) });
     let (landed, rejects) = tokio::join!(futures::future::join_all(landings), insert_rejects(warehouse, kept.into()));
     let landed: HashMap<Landing, Result<(), Error>> = landed.into_iter().collect();
     let any_failed = landed.values().find_map(|result| result.clone().err());

@@ -60,13 +60,17 @@ impl<'a> Judge<'a> {
                 match self.catalog.meter(self.namespace, &meter_id).and_then(|meter| meter.definition.clone()) {
                     Some(definition) => {
                         let data = by_meter(&definition, &data);
-                        self.event(Event { id, source, event_type: definition.event_type, subject: tenant_id, time_ms, data }).map(Judged::Row)
+                        self.event(Event { id, source, event_type: definition.event_type, subject: tenant_id, time_ms, data })
+                            .map(Judged::Row)
                     }
                     None => Err(Refusal {
                         code: RejectCode::InvalidEvent,
                         source: Some(source),
                         id: Some(id),
-                        message: format!("meterId {meter_id:?}: there is no such meter in namespace {}, or its spec is invalid", self.namespace),
+                        message: format!(
+                            "meterId {meter_id:?}: there is no such meter in namespace {}, or its spec is invalid",
+                            self.namespace
+                        ),
                     }),
                 }
             }
@@ -90,7 +94,10 @@ impl<'a> Judge<'a> {
 
     fn check(&mut self, event: &Event) -> Result<(), (RejectCode, String)> {
         if self.known_customers_only && !self.catalog.has_subject(self.namespace, &event.subject) {
-            return Err((RejectCode::UnknownCustomer, format!("subject {:?} is no Customer's in namespace {}", event.subject, self.namespace)));
+            return Err((
+                RejectCode::UnknownCustomer,
+                format!("subject {:?} is no Customer's in namespace {}", event.subject, self.namespace),
+            ));
         }
         if !self.meters.contains_key(&event.event_type) {
             self.meters.insert(event.event_type.clone(), self.catalog.meters_of_type(self.namespace, &event.event_type));
@@ -98,7 +105,9 @@ impl<'a> Judge<'a> {
         for meter in self.meters.get(&event.event_type).into_iter().flatten() {
             let counted = match meter.definition.as_ref().map(|definition| &definition.measure) {
                 Some(Measure::Decimal(_, path)) => value(path, event.data.get(path)).map(drop),
-                Some(Measure::UniqueCount(path)) if event.data.get(path).is_none() => Err((RejectCode::MissingValue, format!("{path} is missing"))),
+                Some(Measure::UniqueCount(path)) if event.data.get(path).is_none() => {
+                    Err((RejectCode::MissingValue, format!("{path} is missing")))
+                }
                 _ => Ok(()),
             };
             counted.map_err(|(code, message)| (code, format!("{message} (meter {})", meter.meter_id)))?;

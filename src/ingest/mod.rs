@@ -18,5 +18,5 @@
 mod commit;
 mod judge;
 
-pub use commit::{Committer, Reject, Submission};
+pub use commit::{CommitError, Committer, Reject, Submission};
 pub use judge::{Judge, Judged};

@@ -37,7 +37,8 @@ impl<R: Registry> Service<R> {
         if cancelled == 0 {
             return Ok(Cancelled { cancellation_id: None, cancelled, not_found, dry_run: false });
         }
-        let record = CancellationRecord { cancellation_id: id, reason: request.reason, created_at: Timestamp::now(), cancelled, reverted_at: None };
+        let record =
+            CancellationRecord { cancellation_id: id, reason: request.reason, created_at: Timestamp::now(), cancelled, reverted_at: None };
         self.warehouse.write_cancellation(namespace, &record).await?;
         self.warehouse.write_tombstones(namespace, id).await?;
         Ok(Cancelled { cancellation_id: Some(id), cancelled, not_found, dry_run: false })

@@ -8,14 +8,14 @@ mod usage;
 
 use std::fmt::Display;
 
-use crate::catalog::Catalog;
-use crate::ingest::{CommitError, Committer};
-use crate::metering::{
-    CancelRequest, Cancelled, Caller, CustomerDocument, Error, Ingested, Listing, MeterDocument, Metering, Page, Usage, UsageQuery,
-};
 use crate::api::{Customer, Meter};
+use crate::catalog::Catalog;
 use crate::event::Item;
+use crate::ingest::{CommitError, Committer};
 use crate::limits;
+use crate::metering::{
+    Caller, CancelRequest, Cancelled, CustomerDocument, Error, Ingested, Listing, MeterDocument, Metering, Page, Usage, UsageQuery,
+};
 use crate::registry::Registry;
 use crate::warehouse::{self, Warehouse};
 

@@ -15,7 +15,8 @@ use crate::event::{Form, Item, Leaves, parse};
 use crate::ingest::{Judge, Judged, Reject, Submission};
 use crate::limits;
 use crate::metering::{
-    Caller, CancellationRecord, CustomerDocument, Error, EventFilter, Ingested, Listing, Page, Records, RejectCode, RejectedEvent, Rejection, StoredEvent,
+    Caller, CancellationRecord, CustomerDocument, Error, EventFilter, Ingested, Listing, Page, Records, RejectCode, RejectedEvent,
+    Rejection, StoredEvent,
 };
 use crate::registry::Registry;
 use crate::warehouse::{EventRecord, RejectRecord, select};
@@ -108,7 +109,8 @@ impl<R: Registry> Service<R> {
             None => self.catalog.meters_of_type(namespace, &record.event_type).iter().map(|meter| meter.meter_id.clone()).collect(),
         };
         let data = Leaves::from_stored(&record.keys, &record.vals).to_json();
-        let time = |time: Result<Timestamp, jiff::Error>| time.map_err(|why| Error::Internal(format!("a stored time is outside time: {why}")));
+        let time =
+            |time: Result<Timestamp, jiff::Error>| time.map_err(|why| Error::Internal(format!("a stored time is outside time: {why}")));
         Ok(StoredEvent {
             time: time(Timestamp::from_millisecond(record.time_ms))?,
             received: time(Timestamp::from_microsecond(record.received_us))?,
@@ -162,7 +164,12 @@ fn rejected_event(record: RejectRecord) -> RejectedEvent {
 }
 
 /// A page of records, one more of which were asked for than it holds.
-fn listing<T, U, C: Serialize>(mut records: Vec<T>, page: &Page, cursor: impl Fn(&T) -> C, show: impl Fn(T) -> Result<U, Error>) -> Result<Listing<U>, Error> {
+fn listing<T, U, C: Serialize>(
+    mut records: Vec<T>,
+    page: &Page,
+    cursor: impl Fn(&T) -> C,
+    show: impl Fn(T) -> Result<U, Error>,
+) -> Result<Listing<U>, Error> {
     let size = page_size(page);
     let more = records.len() > size;
     records.truncate(size);
@@ -176,5 +183,6 @@ fn token(cursor: &impl Serialize) -> Result<String, Error> {
 
 fn untoken<T: DeserializeOwned>(token: &str) -> Result<T, Error> {
     let json = URL_SAFE_NO_PAD.decode(token).ok();
-    json.and_then(|json| serde_json::from_slice(&json).ok()).ok_or_else(|| invalid("invalid_parameter", "continue: this is not what the page before gave"))
+    json.and_then(|json| serde_json::from_slice(&json).ok())
+        .ok_or_else(|| invalid("invalid_parameter", "continue: this is not what the page before gave"))
 }

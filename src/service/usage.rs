@@ -30,7 +30,10 @@ impl<R: Registry> Service<R> {
         let statement = select::usage(self.warehouse.database(), namespace, table, definition, &query);
         let records: Vec<UsageRecord> = self.warehouse.query(&statement.sql).bind_all(statement.params).within(USAGE).rows().await?;
         if records.len() as u64 > limits::USAGE_ROWS {
-            return Err(invalid("too_many_rows", format!("the answer has over {} rows: ask for a shorter time, longer windows or fewer groups", limits::USAGE_ROWS)));
+            return Err(invalid(
+                "too_many_rows",
+                format!("the answer has over {} rows: ask for a shorter time, longer windows or fewer groups", limits::USAGE_ROWS),
+            ));
         }
         let data = records.into_iter().map(|record| row(definition, &query, record)).collect::<Result<_, _>>()?;
         Ok(Usage {
@@ -45,7 +48,9 @@ impl<R: Registry> Service<R> {
     }
 
     pub(super) fn known_meter(&self, namespace: &str, meter_id: &str) -> Result<Arc<KnownMeter>, Error> {
-        self.catalog.meter(namespace, meter_id).ok_or_else(|| Error::NotFound(format!("there is no meter {meter_id:?} in namespace {namespace}")))
+        self.catalog
+            .meter(namespace, meter_id)
+            .ok_or_else(|| Error::NotFound(format!("there is no meter {meter_id:?} in namespace {namespace}")))
     }
 }
 
@@ -53,14 +58,19 @@ impl<R: Registry> Service<R> {
 pub(super) fn active(meter: &KnownMeter) -> Result<(&str, &Definition), Error> {
     match &meter.active {
         Some((table, definition)) => Ok((table, definition)),
-        None => Err(Error::Unavailable { message: format!("meter {} has no complete table yet: its status says how far it is", meter.meter_id), retry_after: 2 }),
+        None => Err(Error::Unavailable {
+            message: format!("meter {} has no complete table yet: its status says how far it is", meter.meter_id),
+            retry_after: 2,
+        }),
     }
 }
 
 /// Group and filter names must be the meter's, so that no name from outside reaches SQL.
 pub(super) fn check_names(definition: &Definition, query: &UsageQuery) -> Result<(), Error> {
     let declared = || definition.group_by.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
-    if let Some(name) = query.group_by.iter().find(|name| !matches!(name.as_str(), "customer" | "subject") && !definition.group_by.contains_key(*name)) {
+    if let Some(name) =
+        query.group_by.iter().find(|name| !matches!(name.as_str(), "customer" | "subject") && !definition.group_by.contains_key(*name))
+    {
         return Err(invalid("unknown_group", format!("groupBy={name}: the meter has customer, subject, {}", declared())));
     }
     if let Some(name) = query.filters.keys().find(|name| !definition.group_by.contains_key(*name)) {
@@ -103,7 +113,17 @@ fn average(sum: &str, count: u64) -> Result<String, Error> {
     let count = bigdecimal::num_bigint::BigInt::from(count.get());
     let (quotient, remainder) = (&scaled / &count, &scaled % &count);
     // One more digit than is kept says "there is more", so that a tie is only a true tie.
-    let sticky = BigDecimal::new(quotient * 10 + if remainder == bigdecimal::num_bigint::BigInt::ZERO { 0 } else if scaled.sign() == bigdecimal::num_bigint::Sign::Minus { -1 } else { 1 }, AVERAGE_DECIMALS + 2);
+    let sticky = BigDecimal::new(
+        quotient * 10
+            + if remainder == bigdecimal::num_bigint::BigInt::ZERO {
+                0
+            } else if scaled.sign() == bigdecimal::num_bigint::Sign::Minus {
+                -1
+            } else {
+                1
+            },
+        AVERAGE_DECIMALS + 2,
+    );
     Ok(sticky.with_scale_round(AVERAGE_DECIMALS, RoundingMode::HalfEven).normalized().to_plain_string())
 }
 

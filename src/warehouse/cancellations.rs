@@ -59,11 +59,13 @@ impl Warehouse {
             target.sql
         );
         self.query(&sql).bind_all(target.params).bind("cancellation", id.to_string()).within(LONG).run().await?;
-        self.query(&format!("SELECT count() FROM {noted} FINAL WHERE namespace = {{namespace:String}} AND cancellation = {{cancellation:UUID}}"))
-            .bind("namespace", namespace)
-            .bind("cancellation", id.to_string())
-            .one()
-            .await
+        self.query(&format!(
+            "SELECT count() FROM {noted} FINAL WHERE namespace = {{namespace:String}} AND cancellation = {{cancellation:UUID}}"
+        ))
+        .bind("namespace", namespace)
+        .bind("cancellation", id.to_string())
+        .one()
+        .await
     }
 
     /// Makes the events that a cancellation hits not count.

@@ -70,7 +70,13 @@ impl Warehouse {
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn rejects(&self, namespace: &str, after: Option<(i64, Uuid)>, only: &[Uuid], limit: usize) -> Result<Vec<RejectRecord>, Error> {
+    pub async fn rejects(
+        &self,
+        namespace: &str,
+        after: Option<(i64, Uuid)>,
+        only: &[Uuid],
+        limit: usize,
+    ) -> Result<Vec<RejectRecord>, Error> {
         let sql = format!(
             "SELECT toString(r.reject_id) AS reject_id, toUnixTimestamp64Micro(r.received) AS received_us, r.source AS source, r.event_id AS event_id, \
              toString(r.code) AS code, r.message AS message, r.event AS event FROM {} AS r FINAL WHERE r.namespace = {{namespace:String}} \
