@@ -42,6 +42,11 @@ impl Leaves {
         Self { count: 0, entries: Vec::new() }
     }
 
+    /// No values yet, and room for so many bytes of them.
+    pub(super) fn with_capacity(bytes: usize) -> Self {
+        Self { count: 0, entries: Vec::with_capacity(bytes) }
+    }
+
     /// Appends a value. The caller sees to it that no key comes twice.
     pub fn push(&mut self, key: &str, value: Scalar<'_>) {
         self.count += 1;

@@ -1,9 +1,23 @@
 //! Events: CloudEvents in all their forms, the values in them, their identity.
 
+mod body;
+mod cloudevent;
+mod command;
+mod decimal;
+mod envelope;
+mod flatten;
+mod identity;
 mod item;
 mod jsonpath;
 mod leaves;
+mod rebuild;
+#[cfg(test)]
+mod tests;
 
+pub use body::{BodyError, Form, parse};
+pub use decimal::{Decimal, DecimalError, value};
+pub use flatten::DataError;
+pub use identity::identity;
 pub use item::{Command, Incoming, Item, Refusal};
 pub use jsonpath::{InvalidPath, JsonPath};
 pub use leaves::{Leaves, Scalar, put_bytes, put_varint};
