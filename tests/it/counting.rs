@@ -1,7 +1,7 @@
 //! Events become numbers: once each, exactly, whatever comes in whatever order.
 
 use kubemeter::api::Aggregation;
-use kubemeter::metering::{CancelRequest, CancelTarget, EventRef, Metering as _, RejectCode, Records as _, UsageQuery};
+use kubemeter::metering::{CancelRequest, CancelTarget, EventRef, Metering as _, Records as _, RejectCode, UsageQuery};
 use serde_json::{Value, json};
 
 use crate::lab::{Lab, event, spec, total};
@@ -31,7 +31,11 @@ async fn every_aggregation_gives_its_number() {
     }
     lab.meter("count", spec("t", Aggregation::Count, None, &[])).await;
     let values = [("a", "0.1"), ("b", "-3.25"), ("c", "12345678901234567890.123456789"), ("d", "0.1"), ("e", "9007199254740993")];
-    let events: Vec<Value> = values.iter().enumerate().map(|(i, (id, v))| event(id, "t", "s", &format!("2026-03-04T05:0{}:00Z", 9 - i), json!({"v": v}))).collect();
+    let events: Vec<Value> = values
+        .iter()
+        .enumerate()
+        .map(|(i, (id, v))| event(id, "t", "s", &format!("2026-03-04T05:0{}:00Z", 9 - i), json!({"v": v})))
+        .collect();
     lab.post(&json!(events)).await.unwrap();
     for (meter, number) in [
         ("count", "5"),
@@ -158,7 +162,8 @@ async fn what_a_meter_cannot_count_is_refused_kept_and_replayed_when_the_meter_i
         (json!({"w": 1}), RejectCode::MissingValue),
         (json!({"v": null, "w": 2}), RejectCode::MissingValue),
     ];
-    let events: Vec<Value> = refused.iter().enumerate().map(|(i, (data, _))| event(&format!("r{i}"), "t", "s", TIME, data.clone())).collect();
+    let events: Vec<Value> =
+        refused.iter().enumerate().map(|(i, (data, _))| event(&format!("r{i}"), "t", "s", TIME, data.clone())).collect();
     let mut all = events.clone();
     all.push(event("good", "t", "s", TIME, json!({"v": 5})));
     let answer = lab.post(&json!(all)).await.unwrap();

@@ -68,10 +68,22 @@ impl Lab {
 
     /// A lab on a ClickHouse.
     pub fn on(url: &str) -> Self {
-        let options = WarehouseOptions { url: url.to_owned(), database: format!("lab_{}", Uuid::new_v4().simple()), user: "default".to_owned(), password: String::new() };
+        let options = WarehouseOptions {
+            url: url.to_owned(),
+            database: format!("lab_{}", Uuid::new_v4().simple()),
+            user: "default".to_owned(),
+            password: String::new(),
+        };
         let warehouse = Warehouse::new(&options);
         let catalog = Catalog::default();
-        let service = Service::new(Nowhere, catalog.clone(), warehouse.clone(), NAMESPACE.to_owned(), false);
+        let service = Service::new(
+            Nowhere,
+            catalog.clone(),
+            warehouse.clone(),
+            std::sync::Arc::new(kubemeter::telemetry::Metrics::new().unwrap()),
+            NAMESPACE.to_owned(),
+            false,
+        );
         Self { reconciler: Reconciler::new(warehouse.clone()), warehouse, catalog, service, customers: vec![] }
     }
 
