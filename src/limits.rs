@@ -43,3 +43,13 @@ pub const PAGE_MAX: u32 = 1_000;
 pub const MANIFEST_BYTES: u64 = 8 * 1_024 * 1_024;
 /// Most manifest files in `dev`: the folder is read as a whole on each change.
 pub const MANIFEST_FILES: usize = 10_000;
+/// Longest continue token that is taken back, in bytes.
+pub const CONTINUE_BYTES: usize = 4 * 1_024;
+/// Most bytes of request bodies in memory at a time, after decompression; more is answered 429.
+pub const BODIES_BYTES: usize = 256 * 1_024 * 1_024;
+/// Longest bearer token, in bytes: Kubernetes' own are about 1 KiB.
+pub const TOKEN_BYTES: usize = 16 * 1_024;
+/// Longest `x-request-id` that is taken over, in bytes.
+pub const REQUEST_ID_BYTES: usize = 128;
+/// Most connections that are served at a time; more wait to be accepted.
+pub const CONNECTIONS: usize = 4_096;

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::event::put_bytes;
+use crate::telemetry::Metrics;
 use crate::warehouse::row::{COLUMNS, Row, VERSION_REPEAT, put_uuid};
 use crate::warehouse::schema::Landing;
 use crate::warehouse::{Error, Warehouse, insert_name};
@@ -101,15 +102,16 @@ pub enum CommitError {
 #[derive(Clone)]
 pub struct Committer {
     queue: mpsc::Sender<Waiting>,
+    metrics: Arc<Metrics>,
     room: Arc<Semaphore>,
 }
 
 impl Committer {
     /// Starts the one task that commits.
-    pub fn start(warehouse: Warehouse) -> Self {
+    pub fn start(warehouse: Warehouse, metrics: Arc<Metrics>) -> Self {
         let (queue, waiting) = mpsc::channel(QUEUE_REQUESTS);
-        tokio::spawn(rounds(warehouse, waiting));
-        Self { queue, room: Arc::new(Semaphore::new(QUEUE_BYTES)) }
+        tokio::spawn(rounds(warehouse, Arc::clone(&metrics), waiting));
+        Self { queue, metrics, room: Arc::new(Semaphore::new(QUEUE_BYTES)) }
     }
 
     /// Writes a submission. Ok means that ClickHouse has confirmed all of it.
@@ -126,13 +128,31 @@ impl Committer {
         let room = tokio::time::timeout(QUEUE_WAIT, Arc::clone(&self.room).acquire_many_owned(permits)).await;
         let room = room.map_err(|_| CommitError::Full)?.map_err(|_| CommitError::Stopping)?;
         let (answer, told) = oneshot::channel();
+        let _queued = Queued::new(&self.metrics, submission.rows.len());
         self.queue.send(Waiting { submission, bytes, answer, _room: room }).await.map_err(|_| CommitError::Stopping)?;
         told.await.map_err(|_| CommitError::Stopping)?
     }
 }
 
+/// Counts events as queued for as long as their request waits, also when it goes away.
+struct Queued<'a>(&'a Metrics, i64);
+
+impl<'a> Queued<'a> {
+    fn new(metrics: &'a Metrics, events: usize) -> Self {
+        let events = i64::try_from(events).unwrap_or(i64::MAX);
+        metrics.queued_events.add(events);
+        Self(metrics, events)
+    }
+}
+
+impl Drop for Queued<'_> {
+    fn drop(&mut self) {
+        self.0.queued_events.sub(self.1);
+    }
+}
+
 /// One round after the other: all that waits, up to a bound.
-async fn rounds(warehouse: Warehouse, mut waiting: mpsc::Receiver<Waiting>) {
+async fn rounds(warehouse: Warehouse, metrics: Arc<Metrics>, mut waiting: mpsc::Receiver<Waiting>) {
     let mut held = None;
     loop {
         let Some(first) = (match held.take() {
@@ -151,7 +171,10 @@ async fn rounds(warehouse: Warehouse, mut waiting: mpsc::Receiver<Waiting>) {
             bytes += next.bytes;
             round.push(next);
         }
+        metrics.batch_events.observe(round.iter().map(|waiting| waiting.submission.rows.len()).sum::<usize>() as f64);
+        let timer = metrics.insert_seconds.start_timer();
         commit(&warehouse, round).await;
+        timer.observe_duration();
     }
 }
 

@@ -49,6 +49,8 @@ impl<R: Registry> Service<R> {
             answer.rejected.push(Rejection { index, source, id, code, message });
         }
         self.committer.commit(submission).await?;
+        self.metrics.events_accepted.inc_by(answer.accepted as u64);
+        answer.rejected.iter().for_each(|rejection| self.metrics.event_rejected(rejection.code));
         if answer.accepted == 0 && !answer.rejected.is_empty() { Err(Error::AllRejected(answer)) } else { Ok(answer) }
     }
 

@@ -7,6 +7,7 @@ mod records;
 mod usage;
 
 use std::fmt::Display;
+use std::sync::Arc;
 
 use crate::api::{Customer, Meter};
 use crate::catalog::Catalog;
@@ -17,6 +18,7 @@ use crate::metering::{
     Caller, CancelRequest, Cancelled, CustomerDocument, Error, Ingested, Listing, MeterDocument, Metering, Page, Usage, UsageQuery,
 };
 use crate::registry::Registry;
+use crate::telemetry::Metrics;
 use crate::warehouse::{self, Warehouse};
 
 /// The service of one gateway.
@@ -25,15 +27,23 @@ pub struct Service<R> {
     catalog: Catalog,
     warehouse: Warehouse,
     committer: Committer,
+    metrics: Arc<Metrics>,
     default_namespace: String,
     known_customers_only: bool,
 }
 
 impl<R: Registry> Service<R> {
     /// Puts the parts together and starts committing.
-    pub fn new(registry: R, catalog: Catalog, warehouse: Warehouse, default_namespace: String, known_customers_only: bool) -> Self {
-        let committer = Committer::start(warehouse.clone());
-        Self { registry, catalog, warehouse, committer, default_namespace, known_customers_only }
+    pub fn new(
+        registry: R,
+        catalog: Catalog,
+        warehouse: Warehouse,
+        metrics: Arc<Metrics>,
+        default_namespace: String,
+        known_customers_only: bool,
+    ) -> Self {
+        let committer = Committer::start(warehouse.clone(), Arc::clone(&metrics));
+        Self { registry, catalog, warehouse, committer, metrics, default_namespace, known_customers_only }
     }
 }
 

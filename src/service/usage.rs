@@ -28,7 +28,9 @@ impl<R: Registry> Service<R> {
         let (table, definition) = active(&meter)?;
         check_names(definition, &query)?;
         let statement = select::usage(self.warehouse.database(), namespace, table, definition, &query);
+        let timer = self.metrics.usage_seconds.start_timer();
         let records: Vec<UsageRecord> = self.warehouse.query(&statement.sql).bind_all(statement.params).within(USAGE).rows().await?;
+        timer.observe_duration();
         if records.len() as u64 > limits::USAGE_ROWS {
             return Err(invalid(
                 "too_many_rows",

@@ -157,6 +157,8 @@ impl Warehouse {
             .with_setting("max_partitions_per_insert_block", "0")
             // Keys of equal events hold the time, so no key spans partitions.
             .with_setting("do_not_merge_across_partitions_select_final", "1")
+            // `value` in a condition is the column, whatever the result calls `value`.
+            .with_setting("prefer_column_name_to_alias", "1")
             .with_setting("async_insert", "0")
             .with_setting("parallel_view_processing", "1")
             .with_setting("materialized_views_ignore_errors", "0")

@@ -194,7 +194,7 @@ pub fn usage(database: &str, namespace: &str, table: &str, definition: &Definiti
         let subject = if by_subject { "u.subject" } else { "''" };
         let by = if by_subject { ", u.subject" } else { "" };
         format!(
-            "SELECT window_start, {end} AS window_end, if(m.customer = '', u.subject, m.customer) AS customer, {subject} AS subject_, \
+            "SELECT window_start, {end} AS window_end, if(m.customer = '', u.subject, m.customer) AS customer, {subject} AS subject, \
              {group_array} AS groups, toString({merge}) AS value, sum(u.events) AS events FROM \
              (SELECT {start} AS window_start, subject{by_groups}, {state} AS state, count() AS events FROM {source} GROUP BY window_start, subject{by_groups}) AS u \
              LEFT JOIN {map} AS m ON m.subject = u.subject \
@@ -206,7 +206,7 @@ pub fn usage(database: &str, namespace: &str, table: &str, definition: &Definiti
     } else {
         let (subject, by) = if by_subject { ("subject", ", subject") } else { ("''", "") };
         format!(
-            "SELECT {start} AS window_start, {end} AS window_end, '' AS customer, {subject} AS subject_, {group_array} AS groups, \
+            "SELECT {start} AS window_start, {end} AS window_end, '' AS customer, {subject} AS subject, {group_array} AS groups, \
              toString({aggregate}) AS value, count() AS events FROM {source} GROUP BY window_start{by}{by_groups} ORDER BY window_start{by}{by_groups}",
             aggregate = aggregate(&definition.measure, ""),
         )

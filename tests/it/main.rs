@@ -4,4 +4,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod counting;
+mod lab;
+mod nowhere;
 mod rig;

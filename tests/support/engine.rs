@@ -28,6 +28,12 @@ impl ClickHouse {
         }
     }
 
+    /// The one that tests share, each in a database of its own.
+    pub fn shared() -> &'static Self {
+        static SHARED: std::sync::OnceLock<ClickHouse> = std::sync::OnceLock::new();
+        SHARED.get_or_init(Self::start)
+    }
+
     /// Starts one whatever the environment says, for a test that ends it.
     pub fn start_own() -> Self {
         let directory = tempfile::tempdir().expect("a temporary folder can be made");

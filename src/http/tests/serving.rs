@@ -1,0 +1,85 @@
+//! The server over real sockets.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use super::fake::Fake;
+use super::*;
+use crate::http::serve;
+
+async fn started(fake: &Arc<Fake>) -> (SocketAddr, oneshot::Sender<()>, JoinHandle<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (stop, stopped) = oneshot::channel();
+    let server = tokio::spawn(serve(listener, router(Arc::clone(fake), options()), async { drop(stopped.await) }));
+    (address, stop, server)
+}
+
+#[tokio::test]
+async fn a_stop_finishes_what_is_in_flight_and_takes_nothing_new() {
+    let fake = Arc::new(Fake { delay: Duration::from_millis(300), ..Fake::default() });
+    let (address, stop, server) = started(&fake).await;
+    let _idle = TcpStream::connect(address).await.unwrap();
+    let mut busy = TcpStream::connect(address).await.unwrap();
+    busy.write_all(b"GET /meters HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+    while fake.last().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    stop.send(()).unwrap();
+    let mut answer = String::new();
+    busy.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
+    server.await.unwrap();
+    assert!(TcpStream::connect(address).await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_in_flight_does_not_hold_up_a_stop_for_ever() {
+    let fake = Arc::new(Fake { delay: Duration::from_secs(50), ..Fake::default() });
+    let (address, stop, server) = started(&fake).await;
+    let mut busy = TcpStream::connect(address).await.unwrap();
+    busy.write_all(b"GET /meters HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+    while fake.last().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    let before = tokio::time::Instant::now();
+    stop.send(()).unwrap();
+    server.await.unwrap();
+    assert_eq!(before.elapsed().as_secs(), 25);
+}
+
+#[tokio::test(start_paused = true)]
+async fn headers_that_do_not_come_close_the_connection() {
+    let (address, _stop, _server) = started(&Arc::new(Fake::default())).await;
+    let mut slow = TcpStream::connect(address).await.unwrap();
+    slow.write_all(b"GET /meters HTTP/1.1\r\nhost:").await.unwrap();
+    let mut answer = Vec::new();
+    // Ends only because the server closes: the clock stands at the header timeout then.
+    let _ = slow.read_to_end(&mut answer).await;
+    assert!(!String::from_utf8_lossy(&answer).contains("200 OK"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_nobody_reads_is_given_up() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (gone, went) = oneshot::channel::<()>();
+    let gone = Arc::new(std::sync::Mutex::new(Some(gone)));
+    // More than any socket buffer, in a body that tells when it is dropped.
+    let big = axum::routing::get(move || async move {
+        let held = gone.lock().unwrap().take();
+        let body = futures::stream::unfold(held, |held| async { Some((Ok::<_, std::io::Error>(vec![b'x'; 1 << 20]), held)) });
+        Body::from_stream(body)
+    });
+    let server = tokio::spawn(serve(listener, axum::Router::new().route("/", big), std::future::pending()));
+    let mut client = TcpStream::connect(address).await.unwrap();
+    client.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+    assert!(went.await.is_err(), "the body is dropped");
+    server.abort();
+}
