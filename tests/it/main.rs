@@ -5,6 +5,8 @@
 mod support;
 
 mod counting;
+mod dev;
+mod engine;
 mod lab;
 mod nowhere;
 mod rig;

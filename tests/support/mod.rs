@@ -5,6 +5,7 @@ mod child;
 mod control_plane;
 mod engine;
 
+pub use child::Running;
 pub use control_plane::ControlPlane;
 pub use engine::ClickHouse;
 
