@@ -6,8 +6,11 @@ use std::path::Path;
 use super::Error;
 use crate::limits;
 
-/// All manifests of a folder by name, in order; a file that can't be read is there with the reason.
-pub(super) fn read_all(folder: &Path) -> Result<Vec<(String, Result<String, String>)>, Error> {
+/// A file's name, and its text or why it can't be read.
+pub(super) type Manifest = (String, Result<String, String>);
+
+/// All manifests of a folder by name, in order.
+pub(super) fn read_all(folder: &Path) -> Result<Vec<Manifest>, Error> {
     let missing = |why| Error::Missing { folder: folder.to_owned(), why };
     let mut files = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(missing)? {
