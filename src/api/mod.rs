@@ -10,6 +10,8 @@ pub use meter::{ActiveMeter, Aggregation, BackfillProgress, DeletionPolicy, Mete
 
 use kube::CustomResourceExt;
 
+use crate::yaml;
+
 /// API group of the custom resources.
 pub const GROUP: &str = "kubemeter.io";
 /// Version of the custom resources.
@@ -23,6 +25,6 @@ pub const SKIP_CLEANUP: &str = "kubemeter.io/skip-cleanup";
 ///
 /// # Errors
 /// When a schema can't be written as YAML; the types make that impossible, a test shows it.
-pub fn crds() -> Result<Vec<(&'static str, String)>, serde_yaml::Error> {
-    Ok(vec![("meters.yaml", serde_yaml::to_string(&Meter::crd())?), ("customers.yaml", serde_yaml::to_string(&Customer::crd())?)])
+pub fn crds() -> Result<Vec<(&'static str, String)>, yaml::Error> {
+    Ok(vec![("meters.yaml", yaml::to_string(&Meter::crd())?), ("customers.yaml", yaml::to_string(&Customer::crd())?)])
 }

@@ -4,7 +4,6 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::gateway::{self, GatewayParts};
@@ -20,7 +19,7 @@ use crate::registry::folder::FolderRegistry;
 /// # Errors
 /// One line that says what could not be done, and why.
 pub async fn run(args: DevArgs) -> Result<(), String> {
-    let stop = stop_on_signals()?;
+    let stop = super::stop::token(args.stop_with_stdin)?;
     // Everything that may be refused comes before the engine, which takes longest.
     let listener = TcpListener::bind(args.listen).await.map_err(|why| engine::Error::Listen { address: args.listen, why }.to_string())?;
     let address = listener.local_addr().map_err(|why| why.to_string())?;
@@ -94,26 +93,4 @@ fn greet(address: SocketAddr, manifests: &Path, data_dir: &Path, folder: &Folder
 
 fn count(number: usize, what: &str) -> String {
     format!("{number} {what}{}", if number == 1 { "" } else { "s" })
-}
-
-/// Cancelled by the first SIGTERM or SIGINT; the second ends the process at once.
-fn stop_on_signals() -> Result<CancellationToken, String> {
-    let handler = |kind| signal(kind).map_err(|why| format!("can't be stopped by signals: {why}"));
-    let (mut terminate, mut interrupt) = (handler(SignalKind::terminate())?, handler(SignalKind::interrupt())?);
-    let stop = CancellationToken::new();
-    let token = stop.clone();
-    tokio::spawn(async move {
-        for first in [true, false] {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-            if first {
-                token.cancel();
-            } else {
-                std::process::exit(130);
-            }
-        }
-    });
-    Ok(stop)
 }

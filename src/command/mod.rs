@@ -11,6 +11,7 @@ pub mod clickhouse;
 pub mod dev;
 pub mod gateway;
 pub mod operator;
+pub mod stop;
 
 /// Exact usage metering for SaaS on Kubernetes, kept in ClickHouse.
 #[derive(Parser, Debug)]
@@ -150,6 +151,9 @@ pub struct DevArgs {
     /// Namespace of manifests and callers that name none.
     #[arg(long, env = "KUBEMETER_NAMESPACE", default_value = "default")]
     pub namespace: String,
+    /// End when standard input ends: a parent that was killed leaves nothing behind.
+    #[arg(long, hide = true)]
+    pub stop_with_stdin: bool,
 }
 
 /// Options of `clickhouse`.

@@ -8,9 +8,7 @@ use super::Error;
 /// Version of the npm package that the library comes from; it names the folder in the cache.
 pub const ENGINE_VERSION: &str = "26.7.3-stable.1";
 
-#[cfg(target_os = "macos")]
-const FILE: &str = "libchdb.dylib";
-#[cfg(not(target_os = "macos"))]
+/// Its name in that package, on every system.
 const FILE: &str = "libchdb.so";
 
 /// Finds the library: the file that was named, else the one that the set-up put into the cache.

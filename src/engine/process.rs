@@ -6,7 +6,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::process::{Child, ChildStderr, Command};
+use tokio::process::{Child, ChildStderr, ChildStdin, Command};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -70,18 +70,25 @@ impl Drop for EngineProcess {
     }
 }
 
+/// A child, and its standard input: as long as that is open, the child runs.
+struct Running {
+    child: Child,
+    // Apart from the child, whose `wait` would close it.
+    input: ChildStdin,
+}
+
 /// Restarts the child until it is told to stop.
-async fn keep(mut child: Child, options: EngineOptions, stop: CancellationToken) {
+async fn keep(mut running: Running, options: EngineOptions, stop: CancellationToken) {
     loop {
         tokio::select! {
-            () = stop.cancelled() => return end(child).await,
-            status = child.wait() => {
+            () = stop.cancelled() => return end(running).await,
+            status = running.child.wait() => {
                 let status = status.map_or_else(|why| why.to_string(), |status| status.to_string());
                 tracing::error!("ClickHouse ended by itself ({status}); starting it again");
             }
         }
         let mut pause = RESTART;
-        child = loop {
+        running = loop {
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(pause) => {}
@@ -91,7 +98,7 @@ async fn keep(mut child: Child, options: EngineOptions, stop: CancellationToken)
                 started = start(&options) => started,
             };
             match started {
-                Ok((child, _)) => break child,
+                Ok((started, _)) => break started,
                 Err(why) => {
                     pause = (pause * 2).min(RESTART_MAX);
                     tracing::error!("{why}; trying again in {} s", pause.as_secs_f32());
@@ -102,7 +109,7 @@ async fn keep(mut child: Child, options: EngineOptions, stop: CancellationToken)
     }
 }
 
-async fn start(options: &EngineOptions) -> Result<(Child, SocketAddr), Error> {
+async fn start(options: &EngineOptions) -> Result<(Running, SocketAddr), Error> {
     let mut child = Command::new(&options.executable)
         .arg("clickhouse")
         .arg("--stop-with-stdin")
@@ -121,8 +128,8 @@ async fn start(options: &EngineOptions) -> Result<(Child, SocketAddr), Error> {
         .kill_on_drop(true)
         .spawn()
         .map_err(|why| Error::Engine(format!("can't be started: {}: {why}", options.executable.display())))?;
-    let (Some(output), Some(words)) = (child.stdout.take(), child.stderr.take()) else {
-        return Err(Error::Engine("has no output".to_owned()));
+    let (Some(input), Some(output), Some(words)) = (child.stdin.take(), child.stdout.take(), child.stderr.take()) else {
+        return Err(Error::Engine("has no input or output".to_owned()));
     };
     let words = tokio::spawn(pass_on(words));
     let mut lines = BufReader::new(output).lines();
@@ -138,7 +145,7 @@ async fn start(options: &EngineOptions) -> Result<(Child, SocketAddr), Error> {
         Ok(Some(address)) => {
             // Whatever else it prints must not fill the pipe.
             tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
-            Ok((child, address))
+            Ok((Running { child, input }, address))
         }
         Ok(None) => {
             let _ = words.await;
@@ -158,8 +165,9 @@ async fn pass_on(words: ChildStderr) {
     }
 }
 
-async fn end(mut child: Child) {
-    drop(child.stdin.take());
+async fn end(running: Running) {
+    let Running { mut child, input } = running;
+    drop(input);
     if tokio::time::timeout(STOP, child.wait()).await.is_err() {
         tracing::warn!("ClickHouse did not end within {} s; killing it", STOP.as_secs());
         let _ = child.kill().await;

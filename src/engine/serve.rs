@@ -1,24 +1,23 @@
 //! The process that is ClickHouse.
 
-use std::io::{PipeReader, Read};
+use std::io::PipeReader;
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 
 use super::{Error, FolderLock, START, config, library::Library};
 
 /// ClickHouse measures its own stack and wants as much as a main thread has; only what is touched is ever used.
 const STACK: usize = 64 * 1_024 * 1_024;
 
-/// Serves ClickHouse's HTTP interface until SIGTERM or SIGINT, or, with `stop_with_stdin`, until standard input ends:
-/// so a parent that was killed leaves no engine behind. Prints `listening on http://ADDRESS` when it answers.
+/// Serves ClickHouse's HTTP interface until `stop`. Prints `listening on http://ADDRESS` when it answers.
 ///
 /// # Errors
 /// When the folder, the address or the library can't be used, or the engine fails.
-pub async fn serve(library: &Path, folder: &Path, listen: SocketAddr, stop_with_stdin: bool) -> Result<(), Error> {
+pub async fn serve(library: &Path, folder: &Path, listen: SocketAddr, stop: CancellationToken) -> Result<(), Error> {
     let _lock = FolderLock::take(folder)?;
     let refused = |why| Error::Folder { folder: folder.to_owned(), why };
     let folder = folder.canonicalize().map_err(refused)?;
@@ -38,22 +37,13 @@ pub async fn serve(library: &Path, folder: &Path, listen: SocketAddr, stop_with_
         .spawn(move || ended.send(library.run(&arguments)))
         .map_err(|why| Error::Engine(format!("can't be given a thread: {why}")))?;
 
-    let handler = |kind| signal(kind).map_err(|why| Error::Engine(format!("can't be stopped by signals: {why}")));
-    let (mut terminate, mut interrupt) = (handler(SignalKind::terminate())?, handler(SignalKind::interrupt())?);
-    let stopped = async {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-            () = end_of_input(), if stop_with_stdin => {}
-        }
-    };
     let work = async {
         answers(listen, &folder).await?;
         println!("listening on http://{listen}");
         std::future::pending().await
     };
     let early = tokio::select! {
-        () = stopped => Ok(()),
+        () = stop.cancelled() => Ok(()),
         failed = work => failed,
         result = &mut end => return Err(early_end(result.unwrap_or(Ok(())))),
     };
@@ -113,15 +103,4 @@ async fn answers(listen: SocketAddr, folder: &Path) -> Result<(), Error> {
 
 fn early_end(result: Result<(), Error>) -> Error {
     result.err().unwrap_or_else(|| Error::Engine("ended by itself; its words, if any, are above and in clickhouse.log".to_owned()))
-}
-
-/// Returns when standard input is closed. On a thread of its own that is left behind: a read can't be interrupted.
-async fn end_of_input() {
-    let (ended, end) = tokio::sync::oneshot::channel::<()>();
-    std::thread::spawn(move || {
-        let mut buffer = [0; 64];
-        while std::io::stdin().read(&mut buffer).is_ok_and(|count| count > 0) {}
-        drop(ended);
-    });
-    let _ = end.await;
 }

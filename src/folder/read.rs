@@ -35,7 +35,7 @@ impl ReadFile {
 
 /// What says whether a document is ours, and which object it is.
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", expecting = "a Kubernetes manifest")]
 struct Head {
     #[serde(default)]
     api_version: String,
