@@ -122,6 +122,10 @@ def field(name):
 # --- the API --------------------------------------------------------------------------------------------------------
 
 
+class Failed(Exception):
+    """It can't go on; said with the log of `kubemeter dev`, which has the reason."""
+
+
 class Api:
     def __init__(self, url):
         self.url = url
@@ -133,7 +137,7 @@ class Api:
             with urllib.request.urlopen(request, timeout=DEADLINE) as answer:
                 text = answer.read()
         except urllib.error.HTTPError as error:
-            raise SystemExit(f"quickstart: {method} {path} answered {error.code}: {error.read().decode(errors='replace')}") from None
+            raise Failed(f"{method} {path} answered {error.code}: {error.read().decode(errors='replace')}") from None
         return json.loads(text) if text else None
 
     def usage(self, meter, **query):
@@ -216,7 +220,7 @@ class Dev:
         began = time.monotonic()
         while True:
             if self.process.poll() is not None:
-                raise SystemExit(f"quickstart: kubemeter dev ended:\n{self.log.read_text(errors='replace')}")
+                raise Failed("kubemeter dev ended")
             answer = None
             try:
                 answer = ready()
@@ -225,8 +229,11 @@ class Dev:
             if answer:
                 return answer
             if time.monotonic() - began > DEADLINE:
-                raise SystemExit(f"quickstart: {what}: not within {DEADLINE} s:\n{self.log.read_text(errors='replace')}")
+                raise Failed(f"{what}: not within {DEADLINE} s")
             time.sleep(0.05)
+
+    def said(self):
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-40:])
 
     def stop(self):
         self.process.stdin.close()
@@ -382,8 +389,7 @@ def tour(dev, once):
         next_steps(api, window, cancellation)
         try:
             dev.process.wait()
-            print(f"\nkubemeter dev ended:\n{dev.log.read_text(errors='replace')}")
-            return 1
+            raise Failed("kubemeter dev ended")
         except KeyboardInterrupt:
             print("\nStopping.")
     return 1 if checks.wrong else 0
@@ -404,6 +410,11 @@ def main():
         return tour(dev, once)
     except KeyboardInterrupt:
         return 130
+    except (Failed, OSError) as failed:
+        print(f"quickstart: {failed}", file=sys.stderr)
+        if dev:
+            print(f"kubemeter dev said:\n{dev.said()}", file=sys.stderr)
+        return 1
     finally:
         if dev:
             dev.stop()

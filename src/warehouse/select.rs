@@ -57,10 +57,10 @@ pub struct UsageRecord {
     pub events: u64,
 }
 
-/// Subjects with their customer: of several that claim one the oldest has it. Needs `{namespace:String}`.
+/// Subjects with their `owner` (another name than the answer's `customer`, which GROUP BY must not take it for): of several that claim one the oldest has it. Needs `{namespace:String}`.
 fn customers_of_subjects(database: &str) -> String {
     format!(
-        "(SELECT subject, argMin(customer, (created, customer)) AS customer FROM {}.subjects FINAL WHERE namespace = {{namespace:String}} GROUP BY subject)",
+        "(SELECT subject, argMin(customer, (created, customer)) AS owner FROM {}.subjects FINAL WHERE namespace = {{namespace:String}} GROUP BY subject)",
         identifier(database)
     )
 }
@@ -69,7 +69,7 @@ fn customers_of_subjects(database: &str) -> String {
 fn subjects_of_customers(database: &str) -> String {
     let map = customers_of_subjects(database);
     format!(
-        "(SELECT subject FROM {map} WHERE customer IN {{customers:Array(String)}} UNION ALL \
+        "(SELECT subject FROM {map} WHERE owner IN {{customers:Array(String)}} UNION ALL \
          SELECT arrayJoin({{customers:Array(String)}}) AS subject WHERE subject NOT IN (SELECT subject FROM {map}))"
     )
 }
@@ -194,7 +194,7 @@ pub fn usage(database: &str, namespace: &str, table: &str, definition: &Definiti
         let subject = if by_subject { "u.subject" } else { "''" };
         let by = if by_subject { ", u.subject" } else { "" };
         format!(
-            "SELECT window_start, {end} AS window_end, if(m.customer = '', u.subject, m.customer) AS customer, {subject} AS subject, \
+            "SELECT window_start, {end} AS window_end, if(m.owner = '', u.subject, m.owner) AS customer, {subject} AS subject, \
              {group_array} AS groups, toString({merge}) AS value, sum(u.events) AS events FROM \
              (SELECT {start} AS window_start, subject{by_groups}, {state} AS state, count() AS events FROM {source} GROUP BY window_start, subject{by_groups}) AS u \
              LEFT JOIN {map} AS m ON m.subject = u.subject \
