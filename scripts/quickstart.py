@@ -404,6 +404,7 @@ def main():
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupt)
+    sys.stdout.reconfigure(line_buffering=True)
     dev = None
     try:
         dev = Dev()

@@ -3,11 +3,16 @@
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Mutex;
+
+use reqwest::Method;
+use serde_json::{Value, json};
 
 use crate::support::{Running, eventually};
 
 struct Dev {
     running: Running,
+    api: String,
     clickhouse: String,
 }
 
@@ -15,16 +20,26 @@ impl Dev {
     fn start(manifests: &Path, data: &Path) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_kubemeter"));
         command.args(["dev", "--stop-with-stdin", "--listen", "127.0.0.1:0", "--manifests"]).arg(manifests).arg("--data-dir").arg(data);
-        let (running, clickhouse) = Running::start(&mut command, |line| {
-            let url = line.trim().strip_prefix("ClickHouse")?.trim();
-            url.split_whitespace().next().map(str::to_owned)
+        let api = Mutex::new(String::new());
+        let (running, (api, clickhouse)) = Running::start(&mut command, move |line| {
+            let url = |name| line.trim().strip_prefix(name)?.split_whitespace().next().map(str::to_owned);
+            if let Some(url) = url("API ") {
+                *api.lock().unwrap() = url;
+            }
+            Some((api.lock().unwrap().clone(), url("ClickHouse ")?))
         });
-        Self { running, clickhouse }
+        Self { running, api, clickhouse }
     }
 
     async fn ask(&self, sql: &str) -> Option<String> {
         let answer = reqwest::Client::new().post(&self.clickhouse).body(sql.to_owned()).send().await.ok()?;
         Some(answer.error_for_status().ok()?.text().await.ok()?.trim().to_owned())
+    }
+
+    /// Calls the API: status and body.
+    async fn call(&self, method: Method, path: &str, body: Value) -> (u16, Value) {
+        let answer = reqwest::Client::new().request(method, format!("{}{path}", self.api)).json(&body).send().await.unwrap();
+        (answer.status().as_u16(), answer.json().await.unwrap_or_default())
     }
 
     /// The tables of meters, once there are as many.
@@ -71,6 +86,35 @@ async fn tables_follow_the_folder_also_while_dev_is_off() {
     write("a.yaml", &meter("a", "one"));
     let again = dev.meter_tables(2).await;
     assert!(!again.contains(&first[0]), "a meter of the same name has a table of its own");
+}
+
+#[tokio::test]
+async fn the_api_and_the_folder_are_one() {
+    let (manifests, data) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let dev = Dev::start(manifests.path(), data.path());
+    let file = manifests.path().join("meter-default-calls.yaml");
+
+    let document = json!({"meterId": "calls", "eventType": "call", "aggregation": "Count"});
+    assert_eq!(dev.call(Method::POST, "/meters", document.clone()).await.0, 201);
+    assert!(fs::read_to_string(&file).unwrap().contains("eventType: call"));
+    assert_eq!(dev.call(Method::POST, "/meters", document).await.0, 409);
+
+    // What is written into the folder is the API's at once, and counts what was stored before it.
+    fs::write(manifests.path().join("late.yaml"), meter("late", "call")).unwrap();
+    let event = json!({"specversion": "1.0", "type": "call", "source": "s", "id": "1", "subject": "acme", "time": "2026-01-01T00:00:00Z"});
+    let (status, answer) = dev.call(Method::POST, "/events", json!([event, event])).await;
+    assert_eq!((status, &answer["accepted"]), (202, &json!(2)), "{answer}");
+    for meter in ["calls", "late"] {
+        eventually(meter, async || {
+            let (_, usage) = dev.call(Method::GET, &format!("/usage/{meter}"), Value::Null).await;
+            (usage["data"][0]["value"] == "1").then_some(())
+        })
+        .await;
+    }
+
+    assert_eq!(dev.call(Method::DELETE, "/meters/calls", Value::Null).await.0, 202);
+    assert!(!file.exists());
+    assert_eq!(dev.call(Method::GET, "/meters/calls", Value::Null).await.0, 404);
 }
 
 #[tokio::test]
