@@ -39,6 +39,10 @@ pub const USAGE_ROWS: u64 = 1_000_000;
 pub const PAGE_DEFAULT: u32 = 100;
 /// See [`PAGE_DEFAULT`].
 pub const PAGE_MAX: u32 = 1_000;
+/// Largest manifest file in `dev`, in bytes. A Customer with all its subjects at their longest has 1 MiB.
+pub const MANIFEST_BYTES: u64 = 8 * 1_024 * 1_024;
+/// Most manifest files in `dev`: the folder is read as a whole on each change.
+pub const MANIFEST_FILES: usize = 10_000;
 /// Longest continue token that is taken back, in bytes.
 pub const CONTINUE_BYTES: usize = 4 * 1_024;
 /// Most bytes of request bodies in memory at a time, after decompression; more is answered 429.

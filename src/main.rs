@@ -3,7 +3,8 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use kubemeter::command::{self, Cli, Command};
+use kubemeter::command::{self, Cli, Command, LogFormat};
+use kubemeter::telemetry;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -17,6 +18,7 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<(), String> {
+    telemetry::init(&cli.log, cli.log_format == LogFormat::Json).map_err(|why| why.to_string())?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|why| format!("can't start threads: {why}"))?;
     match cli.command {
         Command::Crds => {
@@ -27,6 +29,6 @@ fn run(cli: Cli) -> Result<(), String> {
         Command::Operator(args) => runtime.block_on(command::operator::run(args)),
         Command::Gateway(args) => runtime.block_on(command::gateway::run(args)),
         Command::Dev(args) => runtime.block_on(command::dev::run(args)),
-        Command::Clickhouse(_) => Err("not built yet".to_owned()),
+        Command::Clickhouse(args) => runtime.block_on(command::clickhouse::run(args)),
     }
 }

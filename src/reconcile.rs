@@ -1,8 +1,14 @@
 //! Makes ClickHouse as a Meter or Customer says: observe → plan → apply → status. The same for a cluster and for `dev`.
 
+mod backfill;
+mod customer;
+mod meter;
+
 use std::time::Duration;
 
-use crate::api::{Customer, CustomerStatus, Meter, MeterStatus, Reason};
+use crate::api::{ConditionType, Conditions, Customer, CustomerStatus, Meter, MeterStatus, Reason};
+use crate::command::ClickhouseOptions;
+use crate::warehouse::{self, Warehouse};
 
 /// What a reconcile came to.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,7 +33,7 @@ pub struct Notice {
 }
 
 /// Why a reconcile could not be finished; it should be tried again with back-off.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
     /// ClickHouse did not answer in time, or at all.
     #[error("ClickHouse does not answer: {0}")]
@@ -35,6 +41,21 @@ pub enum Error {
     /// ClickHouse refused a statement.
     #[error("ClickHouse refused a statement: {0}")]
     Refused(String),
+}
+
+impl From<warehouse::Error> for Error {
+    fn from(error: warehouse::Error) -> Self {
+        match error {
+            warehouse::Error::Unavailable(why) => Self::Unavailable(why),
+            warehouse::Error::UnknownTable(why) | warehouse::Error::Refused(why) => Self::Refused(why),
+        }
+    }
+}
+
+impl From<serde_json::Error> for Error {
+    fn from(error: serde_json::Error) -> Self {
+        Self::Refused(format!("a table's note can't be written: {error}"))
+    }
 }
 
 impl Error {
@@ -49,49 +70,59 @@ impl Error {
 
 /// Reconciles objects with one ClickHouse. Cheap to clone.
 #[derive(Clone)]
-pub struct Reconciler {}
+pub struct Reconciler {
+    warehouse: Warehouse,
+    backfills: backfill::Backfills,
+}
 
 impl Reconciler {
-    /// Provisions what the Meter says. A long backfill goes on from call to call (`requeue`), each bounded in time.
+    /// Reconciles with a ClickHouse.
+    pub fn new(warehouse: Warehouse) -> Self {
+        Self { warehouse, backfills: backfill::Backfills::default() }
+    }
+
+    /// Reconciles with the ClickHouse that options name. It need not answer yet.
     ///
     /// # Errors
-    /// When ClickHouse fails; an invalid spec is no error but a status that says so.
-    pub async fn meter(&self, _meter: &Meter) -> Result<Outcome<MeterStatus>, Error> {
-        Err(Error::Unavailable("not built yet".to_owned()))
+    /// When the password file can't be read.
+    pub async fn connect(options: &ClickhouseOptions) -> Result<Self, String> {
+        Ok(Self::new(options.warehouse().await?))
     }
 
     /// The status of a Meter whose reconcile failed. Pure.
-    pub fn meter_failed(_meter: &Meter, _error: &Error) -> MeterStatus {
-        MeterStatus::default()
-    }
-
-    /// Stops counting, and drops the tables when the deletion policy says so. Idempotent.
-    ///
-    /// # Errors
-    /// When ClickHouse fails.
-    pub async fn forget_meter(&self, _meter: &Meter) -> Result<(), Error> {
-        Err(Error::Unavailable("not built yet".to_owned()))
-    }
-
-    /// Makes the Customer's subjects known to queries. `others` are the namespace's other Customers: of two that claim
-    /// a subject the older has it, and the younger's status says so.
-    ///
-    /// # Errors
-    /// When ClickHouse fails.
-    pub async fn customer(&self, _customer: &Customer, _others: &[Customer]) -> Result<Outcome<CustomerStatus>, Error> {
-        Err(Error::Unavailable("not built yet".to_owned()))
+    pub fn meter_failed(meter: &Meter, error: &Error) -> MeterStatus {
+        let before = meter.status.clone().unwrap_or_default();
+        let conditions = failed(&before.conditions, meter.metadata.generation, error);
+        MeterStatus { conditions, observed_generation: meter.metadata.generation, ..before }
     }
 
     /// The status of a Customer whose reconcile failed. Pure.
-    pub fn customer_failed(_customer: &Customer, _error: &Error) -> CustomerStatus {
-        CustomerStatus::default()
+    pub fn customer_failed(customer: &Customer, error: &Error) -> CustomerStatus {
+        let before = customer.status.clone().unwrap_or_default();
+        let conditions = failed(&before.conditions, customer.metadata.generation, error);
+        CustomerStatus { conditions, observed_generation: customer.metadata.generation }
     }
+}
 
-    /// Makes the Customer's subjects unknown, and purges their events when the deletion policy says so. Idempotent.
-    ///
-    /// # Errors
-    /// When ClickHouse fails.
-    pub async fn forget_customer(&self, _customer: &Customer, _others: &[Customer]) -> Result<(), Error> {
-        Err(Error::Unavailable("not built yet".to_owned()))
+type ConditionList = Vec<k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition>;
+
+fn failed(before: &ConditionList, generation: Option<i64>, error: &Error) -> ConditionList {
+    let message = format!("{error}. It is tried again with growing pauses; look at ClickHouse and at the operator's log.");
+    Conditions::after(before, generation, jiff::Timestamp::now())
+        .with(ConditionType::Ready, false, error.reason(), &message)
+        .with(ConditionType::Reconciling, true, error.reason(), &message)
+        .build()
+}
+
+/// A notice when the `Ready` condition's reason or status is another than before.
+fn transition(before: &ConditionList, after: &ConditionList, reason: Reason) -> Vec<Notice> {
+    let ready =
+        |list: &ConditionList| list.iter().find(|c| c.type_ == ConditionType::Ready.as_str()).map(|c| (c.status.clone(), c.reason.clone()));
+    let (was, is) = (ready(before), after.iter().find(|c| c.type_ == ConditionType::Ready.as_str()));
+    match is {
+        Some(is) if was != Some((is.status.clone(), is.reason.clone())) => {
+            vec![Notice { warning: matches!(reason, Reason::InvalidSpec | Reason::SubjectConflict), reason, message: is.message.clone() }]
+        }
+        _ => Vec::new(),
     }
 }

@@ -1,9 +1,119 @@
 //! `kubemeter dev`.
 
+use std::net::SocketAddr;
+use std::path::Path;
+
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use super::gateway::{self, GatewayParts};
+use super::{ClickhouseOptions, DevArgs};
+use crate::catalog::Catalog;
+use crate::engine::{self, EngineOptions, EngineProcess, FolderLock};
+use crate::folder::{self, Folder};
+use crate::reconcile::Reconciler;
+use crate::registry::folder::FolderRegistry;
+
 /// Runs until it is told to stop.
 ///
 /// # Errors
 /// One line that says what could not be done, and why.
-pub async fn run(_args: super::DevArgs) -> Result<(), String> {
-    Err("not built yet".to_owned())
+pub async fn run(args: DevArgs) -> Result<(), String> {
+    let stop = stop_on_signals()?;
+    // Everything that may be refused comes before the engine, which takes longest.
+    let listener = TcpListener::bind(args.listen).await.map_err(|why| engine::Error::Listen { address: args.listen, why }.to_string())?;
+    let address = listener.local_addr().map_err(|why| why.to_string())?;
+    let _lock = FolderLock::take(&args.data_dir).map_err(|why| why.to_string())?;
+    let folder = Folder::open(&args.manifests, &args.data_dir, &args.namespace).map_err(|why| why.to_string())?;
+
+    let engine = match &args.clickhouse_url {
+        Some(_) => None,
+        None => tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            engine = start_engine(&args) => Some(engine?),
+        },
+    };
+    let clickhouse = ClickhouseOptions {
+        clickhouse_url: engine.as_ref().map(|engine| engine.url().to_owned()).or(args.clickhouse_url).unwrap_or_default(),
+        clickhouse_database: "kubemeter".to_owned(),
+        clickhouse_user: "default".to_owned(),
+        clickhouse_password_file: None,
+    };
+    let reconciler = Reconciler::connect(&clickhouse).await?;
+    let catalog = Catalog::default();
+    greet(address, &args.manifests, &args.data_dir, &folder, &clickhouse);
+
+    // The folder's work goes on until the last request is answered.
+    let served = CancellationToken::new();
+    let work = folder::run(folder.clone(), reconciler, catalog.clone(), served.clone());
+    let registry = FolderRegistry::new(folder);
+    let parts = GatewayParts { registry, catalog, clickhouse, namespace: args.namespace, known_customers_only: false };
+    let serve = async {
+        let result = gateway::serve(listener, parts, stop.clone()).await;
+        served.cancel();
+        result
+    };
+    let (result, ()) = tokio::join!(serve, work);
+    if let Some(engine) = engine {
+        engine.stop().await;
+    }
+    result
+}
+
+async fn start_engine(args: &DevArgs) -> Result<EngineProcess, String> {
+    let options = EngineOptions {
+        executable: std::env::current_exe().map_err(|why| format!("can't find the kubemeter executable: {why}"))?,
+        library: engine::find(args.engine.as_deref()).map_err(|why| why.to_string())?,
+        data_dir: args.data_dir.join("clickhouse"),
+        listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+    };
+    EngineProcess::spawn(options).await.map_err(|why| why.to_string())
+}
+
+fn greet(address: SocketAddr, manifests: &Path, data_dir: &Path, folder: &Folder, clickhouse: &ClickhouseOptions) {
+    let all = folder.snapshot();
+    let left_out = match folder.problems() {
+        0 => String::new(),
+        problems => format!("; {problems} left out, see above"),
+    };
+    println!("Kubemeter is up; Ctrl-C ends it.");
+    println!("  API         http://{address}  (try: curl http://{address}/meters)");
+    println!(
+        "  Manifests   {}: {}, {}{left_out}; an edit takes effect at once",
+        manifests.display(),
+        count(all.meters.len(), "meter"),
+        count(all.customers.len(), "customer")
+    );
+    println!("  Data        {}", data_dir.display());
+    println!(
+        "  ClickHouse  {0}  (try: curl '{0}/?database={1}' -d 'SHOW TABLES')",
+        clickhouse.clickhouse_url, clickhouse.clickhouse_database
+    );
+}
+
+fn count(number: usize, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}
+
+/// Cancelled by the first SIGTERM or SIGINT; the second ends the process at once.
+fn stop_on_signals() -> Result<CancellationToken, String> {
+    let handler = |kind| signal(kind).map_err(|why| format!("can't be stopped by signals: {why}"));
+    let (mut terminate, mut interrupt) = (handler(SignalKind::terminate())?, handler(SignalKind::interrupt())?);
+    let stop = CancellationToken::new();
+    let token = stop.clone();
+    tokio::spawn(async move {
+        for first in [true, false] {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            if first {
+                token.cancel();
+            } else {
+                std::process::exit(130);
+            }
+        }
+    });
+    Ok(stop)
 }

@@ -1,5 +1,42 @@
 //! `kubemeter gateway`.
 
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+
+use super::ClickhouseOptions;
+use crate::catalog::Catalog;
+use crate::http::{self, HttpOptions};
+use crate::registry::Registry;
+use crate::service::Service;
+use crate::telemetry::Metrics;
+
+/// What the HTTP service works with.
+pub struct GatewayParts<R: Registry> {
+    /// Where Meters and Customers are kept.
+    pub registry: R,
+    /// What is known of them.
+    pub catalog: Catalog,
+    /// Which ClickHouse.
+    pub clickhouse: ClickhouseOptions,
+    /// Namespace of callers that name none and have none.
+    pub namespace: String,
+    /// Refuse events whose subject no Customer has.
+    pub known_customers_only: bool,
+}
+
+/// Serves until `stop`.
+///
+/// # Errors
+/// One line that says what could not be done, and why.
+pub async fn serve<R: Registry>(listener: tokio::net::TcpListener, parts: GatewayParts<R>, stop: CancellationToken) -> Result<(), String> {
+    let metrics = Arc::new(Metrics::new().map_err(|why| format!("metrics can't be set up: {why}"))?);
+    let warehouse = parts.clickhouse.warehouse().await?;
+    let service = Service::new(parts.registry, parts.catalog, warehouse, Arc::clone(&metrics), parts.namespace, parts.known_customers_only);
+    http::serve(listener, http::router(Arc::new(service), HttpOptions::new(metrics)), stop.cancelled_owned()).await;
+    Ok(())
+}
+
 /// Runs until it is told to stop.
 ///
 /// # Errors

@@ -5,6 +5,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::warehouse::{Warehouse, WarehouseOptions};
+
+pub mod clickhouse;
 pub mod dev;
 pub mod gateway;
 pub mod operator;
@@ -63,6 +66,27 @@ pub struct ClickhouseOptions {
     /// File with the user's password.
     #[arg(long, env = "KUBEMETER_CLICKHOUSE_PASSWORD_FILE")]
     pub clickhouse_password_file: Option<PathBuf>,
+}
+
+impl ClickhouseOptions {
+    /// A client for that ClickHouse. It need not answer yet.
+    ///
+    /// # Errors
+    /// When the password file can't be read.
+    pub async fn warehouse(&self) -> Result<Warehouse, String> {
+        let password = match &self.clickhouse_password_file {
+            None => String::new(),
+            Some(file) => {
+                tokio::fs::read_to_string(file).await.map_err(|why| format!("can't read the password file {}: {why}", file.display()))?
+            }
+        };
+        Ok(Warehouse::new(&WarehouseOptions {
+            url: self.clickhouse_url.clone(),
+            database: self.clickhouse_database.clone(),
+            user: self.clickhouse_user.clone(),
+            password: password.trim_end().to_owned(),
+        }))
+    }
 }
 
 /// Options of `operator`.
@@ -140,4 +164,7 @@ pub struct ClickhouseArgs {
     /// The engine's library file; default: where `make setup` put it.
     #[arg(long, env = "KUBEMETER_ENGINE")]
     pub engine: Option<PathBuf>,
+    /// End when standard input ends: a parent that was killed leaves no engine behind.
+    #[arg(long, hide = true)]
+    pub stop_with_stdin: bool,
 }

@@ -60,7 +60,9 @@ impl Leaves {
             serde_json::from_str::<&RawValue>(data)?;
             return Err(DataError::NotObject(kind(data)));
         }
-        let mut walk = Walk { leaves: Self::with_capacity(data.len() + 64), key: String::from("$"), siblings: Vec::new() };
+        let mut walk =
+            Walk { leaves: Self::with_capacity(data.len() + 64), key: String::with_capacity(64), siblings: Vec::with_capacity(16) };
+        walk.key.push('$');
         walk.container(data, 1)?;
         Ok(walk.leaves)
     }

@@ -100,7 +100,8 @@ fn is_name(c: char) -> bool {
 }
 
 fn is_plain(name: &str) -> bool {
-    name.chars().all(is_name) && name.starts_with(|c: char| !c.is_ascii_digit())
+    // Bytes are quicker than chars here, and this runs for every value of every event.
+    name.bytes().all(|b| is_name(char::from(b))) && name.starts_with(|c: char| !c.is_ascii_digit())
 }
 
 /// Reads up to the closing `']`, undoing escapes.

@@ -61,6 +61,13 @@ impl Leaves {
         }
     }
 
+    /// Takes what ClickHouse stored: keys and values as [`Self::push`] wrote them.
+    pub fn from_stored(keys: &[String], values: &[String]) -> Self {
+        let mut leaves = Self::new();
+        keys.iter().zip(values).for_each(|(key, value)| leaves.push(key, scalar(value)));
+        leaves
+    }
+
     /// How many values.
     pub const fn len(&self) -> usize {
         self.count

@@ -262,13 +262,8 @@ mod tests {
 
     /// What a path finds, read from its text and the parsed document without any of the code under test.
     fn walk(document: &serde_json::Value, path: &str) -> Option<String> {
-        let steps = path
-            .replace("['a']", ".a")
-            .replace("['.']", "/DOT")
-            .replace(r"['\'']", "/QUOTE")
-            .replace('.', "/")
-            .replace('[', "/")
-            .replace(']', "");
+        let steps =
+            path.replace("['a']", ".a").replace("['.']", "/DOT").replace(r"['\'']", "/QUOTE").replace(['.', '['], "/").replace(']', "");
         let found = steps[1..].split('/').skip(1).try_fold(document, |at, step| match at {
             serde_json::Value::Array(all) => all.get(step.parse::<usize>().ok()?),
             serde_json::Value::Object(all) if step.parse::<usize>().is_err() => all.get(match step {

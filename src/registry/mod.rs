@@ -1,5 +1,7 @@
 //! Where Meters and Customers are kept and edited: the Kubernetes API, or a folder of manifests in `dev`.
 
+pub mod folder;
+
 use std::fmt::Debug;
 use std::future::Future;
 

@@ -1,0 +1,69 @@
+# `make help` lists the targets. What they need on the machine (Rust, a C compiler, Go, npm, Python with pip, make) is
+# checked by `scripts/setup.py`, which keeps what it fetches and builds in ~/.cache/kubemeter (or KUBEMETER_CACHE).
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+# The targets share cargo's lock and the terminal: nothing is gained by running two at once.
+.NOTPARALLEL:
+
+PYTHON ?= python3
+SETUP = @command -v $(PYTHON) >/dev/null || { echo '$(PYTHON) is missing: install Python 3.9 or later' >&2; exit 1; }; \
+  $(PYTHON) scripts/setup.py
+PROFILE ?= release
+export PROFILE
+CARGO_PROFILE = $(if $(filter debug,$(PROFILE)),dev,$(PROFILE))
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-18s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: quickstart
+quickstart: ## See it work: usage from real events in one terminal (ONCE=1: check the numbers and end)
+	$(SETUP) rust engine
+	cargo build --locked --release
+	@$(PYTHON) scripts/quickstart.py $(if $(ONCE),--once)
+
+.PHONY: test
+test: setup setup-kubernetes lint ## Pass every test, against a real ClickHouse and a real Kubernetes API server
+	cargo test --locked --no-fail-fast
+
+.PHONY: lint
+lint: ## Check formatting and clippy's lints
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+
+.PHONY: build
+build: ## Build kubemeter (PROFILE=debug: unoptimised)
+	cargo build --locked --profile $(CARGO_PROFILE)
+
+.PHONY: setup
+setup: ## Check the machine; fetch the ClickHouse engine, helm and kubectl
+	$(SETUP) check engine tools
+
+.PHONY: setup-kubernetes
+setup-kubernetes: ## Build etcd, kube-apiserver and kube-controller-manager, once (5 to 10 minutes on 2 cores)
+	$(SETUP) kubernetes
+
+.PHONY: crds
+crds: ## Write crds/ anew from the Rust types
+	@mkdir -p crds
+	cargo run --locked --quiet -- crds | \
+	  awk 'BEGIN {split("meters customers", name)} /^---$$/ {file = "crds/" name[++n] ".yaml"; next} {print > file}'
+
+.PHONY: bench
+bench: ## Measure ingest and queries against the limit of the same ClickHouse
+	$(SETUP) rust engine
+	cargo run --locked --release --example bench
+
+.PHONY: cluster-up
+cluster-up: setup setup-kubernetes build ## Run Kubemeter on a real API server on this machine, in the background
+	@$(PYTHON) scripts/cluster.py up
+
+.PHONY: cluster-down
+cluster-down: ## End what cluster-up started; its data stay in .cluster/
+	@$(PYTHON) scripts/cluster.py down
+
+.PHONY: clean
+clean: cluster-down ## Remove what was built and the local cluster's data; the cache of fetched parts stays
+	cargo clean
+	rm -rf .cluster .quickstart .kubemeter

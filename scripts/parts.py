@@ -1,0 +1,52 @@
+"""The parts that the tests and the local cluster run on: which versions, and where they are kept.
+
+The cache outlives checkouts and `make clean`. A folder in it is named by the version of what it holds and
+appears by one rename, so what is there is whole.
+"""
+
+import os
+import platform
+import re
+import shutil
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+CACHE = Path(
+    os.environ.get("KUBEMETER_CACHE")
+    or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kubemeter"
+)
+_ARCHITECTURE = {"x86_64": "x64", "amd64": "x64", "aarch64": "arm64"}
+PLATFORM = f"{sys.platform}-{_ARCHITECTURE.get(platform.machine(), platform.machine())}"
+
+# libchdb is the whole of ClickHouse as a library; `src/clickhouse` looks for it under this version.
+ENGINE_VERSION = "26.7.3-stable.1"
+ENGINE = CACHE / "engine" / ENGINE_VERSION / "libchdb.so"
+
+HELM_VERSION = "v4.3.1"
+KUBECTL_VERSION = "v1.37.1"
+TOOLS = CACHE / "bin" / f"helm-{HELM_VERSION}-kubectl-{KUBECTL_VERSION}"
+
+KUBERNETES_MODULE = ROOT / "tests" / "kubernetes"
+KUBERNETES_BINARIES = ("etcd", "kube-apiserver", "kube-controller-manager")
+
+
+def module_version(module):
+    """The version of a Go module that tests/kubernetes/go.mod requires."""
+    go_mod = (KUBERNETES_MODULE / "go.mod").read_text()
+    return re.search(rf"^\s*{re.escape(module)} (v\S+)", go_mod, re.MULTILINE).group(1)
+
+
+def kubernetes():
+    """The folder of the control plane's binaries: KUBEBUILDER_ASSETS, or the one that the set-up builds."""
+    assets = os.environ.get("KUBEBUILDER_ASSETS")
+    if assets:
+        return Path(assets)
+    versions = f"{module_version('k8s.io/kubernetes')}-etcd-{module_version('go.etcd.io/etcd/server/v3')}"
+    return CACHE / "kubernetes" / versions
+
+
+def tool(name):
+    """The path of `helm` or `kubectl`: the pinned one, else the one on PATH, else None."""
+    pinned = TOOLS / name
+    return str(pinned) if pinned.exists() else shutil.which(name)

@@ -1,0 +1,178 @@
+//! From what a Meter says and what ClickHouse has to the next steps. Pure.
+//!
+//! # The edit switch
+//! A Meter's tables never change what they hold: another extraction is another table (its name has the layout's hash).
+//! The new one is filled beside the old one, which answers until the new one is [`TableState::Live`]; then `status.active`
+//! names the new one, and the old one goes after [`GRACE_S`], when every gateway has heard of it. A query reads one table,
+//! so no answer is a mixture.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::warehouse::schema::{TableNote, TableState, view};
+
+/// How long a table goes on being fed and read after another took its place, in seconds.
+pub const GRACE_S: i64 = 30;
+
+/// What ClickHouse has of one Meter, by UID.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// Tables with what their comments say.
+    pub tables: BTreeMap<String, TableNote>,
+    /// Names of views.
+    pub views: BTreeSet<String>,
+}
+
+/// One step; each may run again, and a plan may be cut off after any.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Make the table, noted as [`TableState::New`].
+    CreateTable,
+    /// Note the target as [`TableState::New`] again: it has missed events.
+    Reset,
+    /// Make the target's view.
+    CreateView,
+    /// Wait for INSERTs that began before the view, then note [`TableState::Filling`].
+    Fence,
+    /// Copy stored events of the months after this one (`yyyymm`), then note [`TableState::Live`].
+    Backfill {
+        /// The last month that is copied.
+        after: u32,
+    },
+    /// Note the target as live: it was retired and has been fed all along.
+    Revive,
+    /// Change how long the target's rows stay.
+    AlterRetention,
+    /// Another table took this one's place just now.
+    Retire(String),
+    /// Drop a table and its view.
+    Drop(String),
+}
+
+/// What to do next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// In this order.
+    pub steps: Vec<Step>,
+    /// Whether the target is complete once the steps are done.
+    pub live: bool,
+    /// Come again after so many seconds though nothing changes.
+    pub again_s: Option<i64>,
+}
+
+/// Plans for a target table.
+pub fn plan(target: &str, retention_days: Option<u32>, observed: &Observed, now_s: i64) -> Plan {
+    let has_view = observed.views.contains(&view(target));
+    let fill = |after| vec![Step::CreateView, Step::Fence, Step::Backfill { after }];
+    let mut steps = match observed.tables.get(target).map(|note| &note.state) {
+        None => [vec![Step::CreateTable], fill(0)].concat(),
+        Some(TableState::New) => fill(0),
+        Some(TableState::Filling(after)) if has_view => vec![Step::Backfill { after: *after }],
+        // Without its view it missed events since nobody knows when.
+        Some(TableState::Retained) => [vec![Step::Reset], fill(0)].concat(),
+        Some(_) if !has_view => [vec![Step::Reset], fill(0)].concat(),
+        Some(TableState::Retired(_)) => vec![Step::Revive],
+        Some(_) => Vec::new(),
+    };
+    let live = !steps.iter().any(|step| matches!(step, Step::Backfill { .. }));
+    if observed.tables.get(target).is_some_and(|note| note.retention_days != retention_days) {
+        steps.push(Step::AlterRetention);
+    }
+    let mut again_s = None;
+    if live {
+        for (table, note) in observed.tables.iter().filter(|(table, _)| *table != target) {
+            match note.state {
+                TableState::Live => {
+                    steps.push(Step::Retire(table.clone()));
+                    again_s = again_s.max(Some(GRACE_S));
+                }
+                TableState::Retired(since) if now_s - since < GRACE_S => again_s = again_s.max(Some(GRACE_S - (now_s - since))),
+                // Never answered a query, or no longer does.
+                TableState::New | TableState::Filling(_) | TableState::Retired(_) => steps.push(Step::Drop(table.clone())),
+                TableState::Retained => {}
+            }
+        }
+    }
+    Plan { steps, live, again_s }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn observed(tables: &[(&str, TableState)], views: &[&str]) -> Observed {
+        let note = |state: &TableState| TableNote {
+            uid: "u".into(),
+            namespace: "n".into(),
+            meter: "m".into(),
+            state: state.clone(),
+            retention_days: None,
+        };
+        Observed {
+            tables: tables.iter().map(|(name, state)| ((*name).to_owned(), note(state))).collect(),
+            views: views.iter().map(|v| view(v)).collect(),
+        }
+    }
+
+    #[test]
+    fn a_new_meter_is_made_fed_fenced_and_filled_in_this_order() {
+        let made = plan("b", None, &observed(&[], &[]), 0);
+        assert_eq!(made.steps, [Step::CreateTable, Step::CreateView, Step::Fence, Step::Backfill { after: 0 }]);
+        assert!(!made.live);
+    }
+
+    #[test]
+    fn work_goes_on_where_it_was_cut_off() {
+        assert_eq!(
+            plan("b", None, &observed(&[("b", TableState::New)], &[]), 0).steps,
+            [Step::CreateView, Step::Fence, Step::Backfill { after: 0 }]
+        );
+        assert_eq!(
+            plan("b", None, &observed(&[("b", TableState::New)], &["b"]), 0).steps,
+            [Step::CreateView, Step::Fence, Step::Backfill { after: 0 }]
+        );
+        assert_eq!(
+            plan("b", None, &observed(&[("b", TableState::Filling(202_601))], &["b"]), 0).steps,
+            [Step::Backfill { after: 202_601 }]
+        );
+        assert_eq!(plan("b", None, &observed(&[("b", TableState::Live)], &["b"]), 0), Plan { steps: vec![], live: true, again_s: None });
+    }
+
+    #[test]
+    fn a_table_that_lost_its_view_is_filled_again() {
+        for state in [TableState::Live, TableState::Filling(202_601), TableState::Retired(0)] {
+            let again = plan("b", None, &observed(&[("b", state)], &[]), 0);
+            assert_eq!(again.steps, [Step::Reset, Step::CreateView, Step::Fence, Step::Backfill { after: 0 }]);
+            assert!(!again.live);
+        }
+    }
+
+    #[test]
+    fn the_old_table_stays_until_the_new_one_is_live_and_known() {
+        let old = |state| [("a", TableState::Live), ("b", state)];
+        assert!(
+            !plan("b", None, &observed(&old(TableState::Filling(0)), &["a", "b"]), 0)
+                .steps
+                .iter()
+                .any(|s| matches!(s, Step::Drop(_) | Step::Retire(_)))
+        );
+        let switched = plan("b", None, &observed(&old(TableState::Live), &["a", "b"]), 0);
+        assert_eq!((switched.steps, switched.again_s), (vec![Step::Retire("a".into())], Some(GRACE_S)));
+        let retired = [("a", TableState::Retired(100)), ("b", TableState::Live)];
+        assert_eq!(plan("b", None, &observed(&retired, &["a", "b"]), 110), Plan { steps: vec![], live: true, again_s: Some(GRACE_S - 10) });
+        assert_eq!(plan("b", None, &observed(&retired, &["a", "b"]), 100 + GRACE_S).steps, [Step::Drop("a".into())]);
+    }
+
+    #[test]
+    fn an_edit_taken_back_revives_the_old_table_and_drops_the_half_made_one() {
+        let half = [("a", TableState::Live), ("b", TableState::Filling(0))];
+        assert_eq!(plan("a", None, &observed(&half, &["a", "b"]), 0).steps, [Step::Drop("b".into())]);
+        let done = [("a", TableState::Retired(0)), ("b", TableState::Live)];
+        let back = plan("a", None, &observed(&done, &["a", "b"]), 5);
+        assert_eq!((back.steps, back.live), (vec![Step::Revive, Step::Retire("b".into())], true));
+    }
+
+    #[test]
+    fn retention_changes_in_place() {
+        assert_eq!(plan("b", Some(30), &observed(&[("b", TableState::Live)], &["b"]), 0).steps, [Step::AlterRetention]);
+    }
+}

@@ -1,0 +1,197 @@
+//! Meters: tables, views, retention, the edit switch.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use kube::ResourceExt;
+
+use super::{Error, Outcome, Reconciler, transition};
+use crate::api::{ActiveMeter, BackfillProgress, ConditionType, Conditions, DeletionPolicy, Meter, MeterStatus, Reason};
+use crate::meter::{Definition, Measure};
+use crate::plan::{Observed, Step, plan};
+use crate::warehouse::schema::{self, Layout, TableNote, TableState};
+
+/// How often a Meter whose table is being filled is looked at again.
+const FILLING: Duration = Duration::from_secs(1);
+/// How often the counts in a Meter's status are read again.
+const COUNTS: Duration = Duration::from_secs(300);
+
+impl Reconciler {
+    /// Provisions what the Meter says. A long backfill goes on in the background; `requeue` asks to come and look.
+    ///
+    /// # Errors
+    /// When ClickHouse fails; an invalid spec is no error but a status that says so.
+    pub async fn meter(&self, meter: &Meter) -> Result<Outcome<MeterStatus>, Error> {
+        let definition = match Definition::parse(&meter.spec) {
+            Ok(definition) => definition,
+            Err(wrong) => {
+                let wrong = wrong.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+                return Ok(invalid(meter, &format!("Change the spec: {wrong}")));
+            }
+        };
+        self.warehouse.ensure_bootstrap().await?;
+        let uid = meter.uid().unwrap_or_default();
+        let namespace = meter.namespace().unwrap_or_default();
+        let layout = Layout::of(&namespace, &definition);
+        let target = layout.table(&uid);
+        let note = TableNote {
+            uid: uid.clone(),
+            namespace,
+            meter: meter.name_any(),
+            state: TableState::New,
+            retention_days: definition.retention_days,
+        };
+        let observed = self.observe(&uid).await?;
+        let plan = plan(&target, definition.retention_days, &observed, Timestamp::now().as_second());
+        let mut filling = None;
+        for step in &plan.steps {
+            filling = self.apply(step, &target, &layout, &definition, &note, &observed).await?;
+        }
+        if plan.live {
+            return self.ready(meter, &definition, target, plan.again_s).await;
+        }
+        Ok(backfilling(meter, &observed, filling.unwrap_or(BackfillProgress { table: target, months_done: 0, months_total: 0 })))
+    }
+
+    /// Stops counting, and drops the tables when the deletion policy says so. Idempotent.
+    ///
+    /// # Errors
+    /// When ClickHouse fails.
+    pub async fn forget_meter(&self, meter: &Meter) -> Result<(), Error> {
+        let observed = self.observe(&meter.uid().unwrap_or_default()).await?;
+        for (table, note) in &observed.tables {
+            self.backfills.stop(table);
+            self.warehouse.run_ddl(&schema::drop_table(self.warehouse.database(), &schema::view(table))).await?;
+            match meter.spec.deletion_policy {
+                DeletionPolicy::Delete => self.warehouse.run_ddl(&schema::drop_table(self.warehouse.database(), table)).await?,
+                DeletionPolicy::Retain => self.note(table, &TableNote { state: TableState::Retained, ..note.clone() }).await?,
+            }
+        }
+        Ok(())
+    }
+
+    async fn observe(&self, uid: &str) -> Result<Observed, Error> {
+        let mut observed = Observed::default();
+        for (name, comment) in self.warehouse.tables_with_prefix(&format!("meter_{}_", uid.replace('-', ""))).await? {
+            match serde_json::from_str::<TableNote>(&comment) {
+                Ok(note) if note.uid == uid => drop(observed.tables.insert(name, note)),
+                // A view, or a table that somebody else made: its name alone makes it nobody's.
+                _ => drop(observed.views.insert(name)),
+            }
+        }
+        Ok(observed)
+    }
+
+    async fn apply(
+        &self,
+        step: &Step,
+        target: &str,
+        layout: &Layout,
+        definition: &Definition,
+        note: &TableNote,
+        observed: &Observed,
+    ) -> Result<Option<BackfillProgress>, Error> {
+        let warehouse = &self.warehouse;
+        let database = warehouse.database();
+        let landing = schema::Landing::of(&note.namespace, &definition.event_type).to_string();
+        match step {
+            Step::CreateTable => {
+                warehouse.ensure_landing(&landing).await?;
+                warehouse.run_ddl(&layout.create_table(database, target, note)?).await?;
+            }
+            Step::Reset => self.note(target, note).await?,
+            Step::CreateView => {
+                warehouse.ensure_landing(&landing).await?;
+                warehouse.run_ddl(&layout.create_view(database, target)).await?;
+            }
+            // An INSERT that began before the view was made may store events after the backfill has passed their place.
+            // Those that begin now meet the view.
+            Step::Fence => {
+                warehouse.await_inserts(&landing).await?;
+                self.note(target, &TableNote { state: TableState::Filling(0), ..note.clone() }).await?;
+            }
+            Step::Backfill { after } => {
+                return self.backfills.advance(warehouse, target, layout, &definition.event_type, note, *after).map(Some);
+            }
+            Step::Revive => self.note(target, &TableNote { state: TableState::Live, ..note.clone() }).await?,
+            Step::AlterRetention => {
+                warehouse.run_ddl(&schema::alter_retention(database, target, definition.retention_days)).await?;
+                if let Some(before) = observed.tables.get(target) {
+                    self.note(target, &TableNote { retention_days: definition.retention_days, ..before.clone() }).await?;
+                }
+            }
+            Step::Retire(table) => {
+                if let Some(before) = observed.tables.get(table) {
+                    self.note(table, &TableNote { state: TableState::Retired(Timestamp::now().as_second()), ..before.clone() }).await?;
+                }
+            }
+            Step::Drop(table) => {
+                assert!(observed.tables.contains_key(table), "only a table whose comment names this Meter is dropped");
+                self.backfills.stop(table);
+                warehouse.run_ddl(&schema::drop_table(database, &schema::view(table))).await?;
+                warehouse.run_ddl(&schema::drop_table(database, table)).await?;
+            }
+        }
+        Ok(None)
+    }
+
+    async fn note(&self, table: &str, note: &TableNote) -> Result<(), Error> {
+        Ok(self.warehouse.run_ddl(&schema::alter_note(self.warehouse.database(), table, note)?).await?)
+    }
+
+    async fn ready(
+        &self,
+        meter: &Meter,
+        definition: &Definition,
+        target: String,
+        again_s: Option<i64>,
+    ) -> Result<Outcome<MeterStatus>, Error> {
+        let (events, uncounted) = self.warehouse.count_events(&target, definition.measure != Measure::Count).await?;
+        let before = meter.status.clone().unwrap_or_default().conditions;
+        let message = format!("Counts events of type {} in table {target}.", definition.event_type);
+        let conditions = Conditions::after(&before, meter.metadata.generation, Timestamp::now())
+            .with(ConditionType::Ready, true, Reason::Provisioned, &message)
+            .build();
+        let notices = transition(&before, &conditions, Reason::Provisioned);
+        let status = MeterStatus {
+            observed_generation: meter.metadata.generation,
+            conditions,
+            active: Some(definition.active(target)),
+            backfill: None,
+            events: Some(events),
+            uncounted_events: Some(uncounted),
+        };
+        let requeue = again_s.and_then(|s| u64::try_from(s).ok()).map_or(COUNTS, |s| Duration::from_secs(s.max(1)).min(COUNTS));
+        Ok(Outcome { status, notices, requeue: Some(requeue) })
+    }
+}
+
+fn invalid(meter: &Meter, message: &str) -> Outcome<MeterStatus> {
+    let before = meter.status.clone().unwrap_or_default();
+    let conditions = Conditions::after(&before.conditions, meter.metadata.generation, Timestamp::now())
+        .with(ConditionType::Ready, false, Reason::InvalidSpec, message)
+        .with(ConditionType::Stalled, true, Reason::InvalidSpec, message)
+        .build();
+    let notices = transition(&before.conditions, &conditions, Reason::InvalidSpec);
+    Outcome { status: MeterStatus { conditions, observed_generation: meter.metadata.generation, ..before }, notices, requeue: None }
+}
+
+fn backfilling(meter: &Meter, observed: &Observed, progress: BackfillProgress) -> Outcome<MeterStatus> {
+    let before = meter.status.clone().unwrap_or_default();
+    // The table that answered before goes on answering, as long as it is there.
+    let active: Option<ActiveMeter> =
+        before.active.clone().filter(|active| active.table != progress.table && observed.tables.contains_key(&active.table));
+    let until = if active.is_some() {
+        "Usage is answered by the previous definition until then."
+    } else {
+        "Usage is answered when it is complete."
+    };
+    let message = format!("Copying stored events: {} of {} months done. {until}", progress.months_done, progress.months_total);
+    let conditions = Conditions::after(&before.conditions, meter.metadata.generation, Timestamp::now())
+        .with(ConditionType::Ready, false, Reason::Backfilling, &message)
+        .with(ConditionType::Reconciling, true, Reason::Backfilling, &message)
+        .build();
+    let notices = transition(&before.conditions, &conditions, Reason::Backfilling);
+    let status = MeterStatus { observed_generation: meter.metadata.generation, conditions, active, backfill: Some(progress), ..before };
+    Outcome { status, notices, requeue: Some(FILLING) }
+}

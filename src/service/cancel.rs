@@ -1,0 +1,67 @@
+//! cancelUsageEvents and its revert.
+//!
+//! # Tombstones
+//! A cancellation is a row with the key of its event, a greater version and the cancellation's id, written through the
+//! landing table, so that the raw table and every meter agree after one statement. What it hits is first written down
+//! (`cancelled_events`); both it and its revert go by that list, so either may be cut off and done again.
+
+use jiff::Timestamp;
+use uuid::Uuid;
+
+use super::usage::{active, check_names};
+use super::{Service, invalid};
+use crate::event::identity;
+use crate::metering::{CancelRequest, CancelTarget, CancellationRecord, Cancelled, Error, EventRef};
+use crate::registry::Registry;
+use crate::warehouse::select;
+
+impl<R: Registry> Service<R> {
+    pub(super) async fn cancel(&self, namespace: &str, request: CancelRequest) -> Result<Cancelled, Error> {
+        self.warehouse.ensure_bootstrap().await?;
+        let id = Uuid::now_v7();
+        let (target, not_found) = match &request.target {
+            CancelTarget::Events(events) => self.by_identity(namespace, events).await?,
+            CancelTarget::Filter { meter_id, query } => {
+                let meter = self.known_meter(namespace, meter_id)?;
+                let (table, definition) = active(&meter)?;
+                check_names(definition, query)?;
+                let keys = select::counted_keys(self.warehouse.database(), namespace, table, definition, query);
+                (select::cancel_by_keys(self.warehouse.database(), namespace, &definition.event_type, keys), Vec::new())
+            }
+        };
+        if request.dry_run {
+            let cancelled = self.warehouse.count_to_cancel(target).await?;
+            return Ok(Cancelled { cancellation_id: None, cancelled, not_found, dry_run: true });
+        }
+        let cancelled = self.warehouse.note_to_cancel(target, namespace, id).await?;
+        if cancelled == 0 {
+            return Ok(Cancelled { cancellation_id: None, cancelled, not_found, dry_run: false });
+        }
+        let record =
+            CancellationRecord { cancellation_id: id, reason: request.reason, created_at: Timestamp::now(), cancelled, reverted_at: None };
+        self.warehouse.write_cancellation(namespace, &record).await?;
+        self.warehouse.write_tombstones(namespace, id).await?;
+        Ok(Cancelled { cancellation_id: Some(id), cancelled, not_found, dry_run: false })
+    }
+
+    pub(super) async fn revert(&self, namespace: &str, id: Uuid) -> Result<CancellationRecord, Error> {
+        self.warehouse.ensure_bootstrap().await?;
+        let record = self.warehouse.cancellation(namespace, id).await?;
+        let record = record.ok_or_else(|| Error::NotFound(format!("there is no cancellation {id} in namespace {namespace}")))?;
+        self.warehouse.write_reverts(namespace, id).await?;
+        let record = CancellationRecord { reverted_at: Some(record.reverted_at.unwrap_or_else(Timestamp::now)), ..record };
+        self.warehouse.write_cancellation(namespace, &record).await?;
+        Ok(record)
+    }
+
+    /// The stored ones among named events, and the others.
+    async fn by_identity(&self, namespace: &str, events: &[EventRef]) -> Result<(select::Statement, Vec<EventRef>), Error> {
+        if events.is_empty() {
+            return Err(invalid("invalid_body", "events: name at least one"));
+        }
+        let ids: Vec<u128> = events.iter().map(|event| identity(namespace, &event.source, &event.id)).collect();
+        let stored = self.warehouse.stored_identities(&ids).await?;
+        let not_found = events.iter().zip(&ids).filter(|(_, id)| !stored.contains_key(id)).map(|(event, _)| event.clone()).collect();
+        Ok((select::cancel_by_ids(self.warehouse.database(), namespace, stored.into_keys().collect()), not_found))
+    }
+}

@@ -1,0 +1,188 @@
+//! The records beside `IMetering`: customers' other half, listings, replay, revert, readiness.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use bytes::Bytes;
+use jiff::Timestamp;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
+use uuid::Uuid;
+
+use super::{Service, invalid, page_size};
+use crate::api::Customer;
+use crate::event::{Form, Item, Leaves, parse};
+use crate::ingest::{Judge, Judged, Reject, Submission};
+use crate::limits;
+use crate::metering::{
+    Caller, CancellationRecord, CustomerDocument, Error, EventFilter, Ingested, Listing, Page, Records, RejectCode, RejectedEvent,
+    Rejection, StoredEvent,
+};
+use crate::registry::Registry;
+use crate::warehouse::{EventRecord, RejectRecord, select};
+
+/// Most rejects of one replay.
+const REPLAY: usize = limits::BATCH_EVENTS;
+
+impl<R: Registry> Records for Service<R> {
+    async fn fetch_customer(&self, caller: &Caller, customer_id: &str) -> Result<CustomerDocument, Error> {
+        self.registry.get::<Customer>(caller, customer_id).await.map(CustomerDocument::from)
+    }
+
+    async fn fetch_all_customers(&self, caller: &Caller, page: Page) -> Result<Listing<CustomerDocument>, Error> {
+        let Listing { items, next } = self.registry.list::<Customer>(caller, page).await?;
+        Ok(Listing { items: items.into_iter().map(CustomerDocument::from).collect(), next })
+    }
+
+    async fn update_customer(&self, caller: &Caller, customer_id: &str, customer: CustomerDocument) -> Result<CustomerDocument, Error> {
+        let customer = CustomerDocument { customer_id: customer_id.to_owned(), ..customer };
+        self.registry.replace::<Customer>(caller, customer.into_object(&caller.namespace)).await.map(CustomerDocument::from)
+    }
+
+    async fn list_events(&self, caller: &Caller, filter: EventFilter, page: Page) -> Result<Listing<StoredEvent>, Error> {
+        self.warehouse.ensure_bootstrap().await?;
+        let after = page.token.as_deref().map(untoken).transpose()?;
+        let statement = select::events(self.warehouse.database(), &caller.namespace, &filter, after, page_size(&page) + 1);
+        let records = self.warehouse.events(statement).await?;
+        listing(records, &page, EventRecord::cursor, |record| self.stored_event(&caller.namespace, record))
+    }
+
+    async fn list_rejected(&self, caller: &Caller, page: Page) -> Result<Listing<RejectedEvent>, Error> {
+        self.warehouse.ensure_bootstrap().await?;
+        let after = page.token.as_deref().map(untoken).transpose()?;
+        let records = self.warehouse.rejects(&caller.namespace, after, &[], page_size(&page) + 1).await?;
+        listing(records, &page, |record: &RejectRecord| (record.received_us, record.id()), |record| Ok(rejected_event(record)))
+    }
+
+    async fn replay_rejected(&self, caller: &Caller, only: Vec<Uuid>) -> Result<Ingested, Error> {
+        self.warehouse.ensure_bootstrap().await?;
+        let kept = self.warehouse.rejects(&caller.namespace, None, &only, REPLAY).await?;
+        let mut submission = Submission::default();
+        let mut answer = Ingested::default();
+        for (index, record) in kept.into_iter().enumerate() {
+            // An event without a time came when it came, not now.
+            let mut judge = Judge::new(&self.catalog, &caller.namespace, self.known_customers_only, record.received_us);
+            match again(&record, &mut judge) {
+                Ok(row) => {
+                    submission.rows.push(row);
+                    submission.rejects.push(taken_back(&caller.namespace, record));
+                    answer.accepted += 1;
+                }
+                Err((code, message)) => {
+                    let named = |text: String| Some(text).filter(|text| !text.is_empty());
+                    answer.rejected.push(Rejection { index, source: named(record.source), id: named(record.event_id), code, message });
+                }
+            }
+        }
+        self.committer.commit(submission).await?;
+        Ok(answer)
+    }
+
+    async fn list_cancellations(&self, caller: &Caller, page: Page) -> Result<Listing<CancellationRecord>, Error> {
+        self.warehouse.ensure_bootstrap().await?;
+        let before = page.token.as_deref().map(untoken).transpose()?;
+        let records = self.warehouse.cancellations(&caller.namespace, before, page_size(&page) + 1).await?;
+        listing(records, &page, |record: &CancellationRecord| record.cancellation_id, Ok)
+    }
+
+    async fn revert_cancellation(&self, caller: &Caller, id: Uuid) -> Result<CancellationRecord, Error> {
+        self.revert(&caller.namespace, id).await
+    }
+
+    async fn ready(&self) -> Result<(), String> {
+        if !self.catalog.synced() {
+            return Err("meters and customers have not been read yet".to_owned());
+        }
+        self.warehouse.ping().await.map_err(|why| why.to_string())
+    }
+
+    fn default_namespace(&self) -> &str {
+        &self.default_namespace
+    }
+}
+
+impl<R: Registry> Service<R> {
+    fn stored_event(&self, namespace: &str, record: EventRecord) -> Result<StoredEvent, Error> {
+        let cancellation = Uuid::parse_str(&record.cancellation_id).ok().filter(|id| !id.is_nil());
+        let meters = match cancellation {
+            Some(_) => Vec::new(),
+            None => self.catalog.meters_of_type(namespace, &record.event_type).iter().map(|meter| meter.meter_id.clone()).collect(),
+        };
+        let data = Leaves::from_stored(&record.keys, &record.vals).to_json();
+        let time =
+            |time: Result<Timestamp, jiff::Error>| time.map_err(|why| Error::Internal(format!("a stored time is outside time: {why}")));
+        Ok(StoredEvent {
+            time: time(Timestamp::from_millisecond(record.time_ms))?,
+            received: time(Timestamp::from_microsecond(record.received_us))?,
+            id: record.event_id,
+            source: record.source,
+            event_type: record.event_type,
+            subject: record.subject,
+            data: RawValue::from_string(data).map_err(|why| Error::Internal(format!("stored data is no JSON: {why}")))?,
+            meters,
+            cancellation_id: cancellation,
+        })
+    }
+}
+
+/// Judges a kept reject again.
+fn again(record: &RejectRecord, judge: &mut Judge<'_>) -> Result<crate::warehouse::row::Row, (RejectCode, String)> {
+    let item: Option<Item> = parse(Form::Json, Bytes::from(record.event.clone())).ok().and_then(|items| items.into_iter().next());
+    let item = item.ok_or_else(|| (RejectCode::InvalidEvent, "it is no JSON: it can't become an event".to_owned()))?;
+    match judge.judge(&item) {
+        Ok(Judged::Row(row)) => Ok(row),
+        Ok(_) => Err((RejectCode::InvalidEvent, "it is a command: send it again instead".to_owned())),
+        Err(refusal) => Err((refusal.code, refusal.message)),
+    }
+}
+
+fn taken_back(namespace: &str, record: RejectRecord) -> Reject {
+    Reject {
+        namespace: namespace.to_owned(),
+        received_us: record.received_us,
+        reject_id: record.id(),
+        source: None,
+        event_id: None,
+        code: "",
+        message: String::new(),
+        event: Bytes::new(),
+        is_deleted: true,
+    }
+}
+
+fn rejected_event(record: RejectRecord) -> RejectedEvent {
+    let named = |text: String| Some(text).filter(|text| !text.is_empty());
+    RejectedEvent {
+        reject_id: record.id(),
+        received: record.received(),
+        source: named(record.source),
+        id: named(record.event_id),
+        code: record.code,
+        message: record.message,
+        event: String::from_utf8_lossy(&record.event).into_owned(),
+    }
+}
+
+/// A page of records, one more of which were asked for than it holds.
+fn listing<T, U, C: Serialize>(
+    mut records: Vec<T>,
+    page: &Page,
+    cursor: impl Fn(&T) -> C,
+    show: impl Fn(T) -> Result<U, Error>,
+) -> Result<Listing<U>, Error> {
+    let size = page_size(page);
+    let more = records.len() > size;
+    records.truncate(size);
+    let next = records.last().filter(|_| more).map(|last| token(&cursor(last))).transpose()?;
+    Ok(Listing { items: records.into_iter().map(show).collect::<Result<_, _>>()?, next })
+}
+
+fn token(cursor: &impl Serialize) -> Result<String, Error> {
+    serde_json::to_vec(cursor).map(|json| URL_SAFE_NO_PAD.encode(json)).map_err(|why| Error::Internal(why.to_string()))
+}
+
+fn untoken<T: DeserializeOwned>(token: &str) -> Result<T, Error> {
+    let json = URL_SAFE_NO_PAD.decode(token).ok();
+    json.and_then(|json| serde_json::from_slice(&json).ok())
+        .ok_or_else(|| invalid("invalid_parameter", "continue: this is not what the page before gave"))
+}

@@ -1,0 +1,175 @@
+//! Cancellations: what they hit, their record, their tombstones, their revert.
+
+use std::time::Duration;
+
+use clickhouse::Row;
+use jiff::Timestamp;
+use serde::Deserialize;
+use uuid::Uuid;
+
+use super::row::{COLUMNS, VERSION_MARK};
+use super::schema::Landing;
+use super::select::{NIL, Statement};
+use super::{Error, Warehouse, insert_name};
+use crate::metering::CancellationRecord;
+
+/// Deadline of a statement that may touch many events.
+const LONG: Duration = Duration::from_secs(300);
+
+#[derive(Row, Deserialize)]
+struct Stored {
+    cancellation_id: String,
+    created_us: i64,
+    reason: String,
+    cancelled: u64,
+    reverted_us: i64,
+}
+
+impl From<Stored> for CancellationRecord {
+    fn from(stored: Stored) -> Self {
+        let time = |us| Timestamp::from_microsecond(us).unwrap_or_default();
+        Self {
+            cancellation_id: Uuid::parse_str(&stored.cancellation_id).unwrap_or_default(),
+            reason: Some(stored.reason).filter(|reason| !reason.is_empty()),
+            created_at: time(stored.created_us),
+            cancelled: stored.cancelled,
+            reverted_at: (stored.reverted_us != 0).then(|| time(stored.reverted_us)),
+        }
+    }
+}
+
+impl Warehouse {
+    /// How many events a target hits.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn count_to_cancel(&self, target: Statement) -> Result<u64, Error> {
+        self.query(&format!("SELECT count() FROM ({})", target.sql)).bind_all(target.params).within(LONG).one().await
+    }
+
+    /// Writes down which events a cancellation hits, and says how many.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn note_to_cancel(&self, target: Statement, namespace: &str, id: Uuid) -> Result<u64, Error> {
+        let noted = self.table("cancelled_events");
+        let sql = format!(
+            "INSERT INTO {noted} (namespace, cancellation, type, subject, time, id) \
+             SELECT {{namespace:String}}, {{cancellation:UUID}}, type, subject, time, id FROM ({})",
+            target.sql
+        );
+        self.query(&sql).bind_all(target.params).bind("cancellation", id.to_string()).within(LONG).run().await?;
+        self.query(&format!(
+            "SELECT count() FROM {noted} FINAL WHERE namespace = {{namespace:String}} AND cancellation = {{cancellation:UUID}}"
+        ))
+        .bind("namespace", namespace)
+        .bind("cancellation", id.to_string())
+        .one()
+        .await
+    }
+
+    /// Makes the events that a cancellation hits not count.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn write_tombstones(&self, namespace: &str, id: Uuid) -> Result<(), Error> {
+        self.rewrite(namespace, id, NIL, "{cancellation:UUID}").await
+    }
+
+    /// Makes the events that a cancellation made not count, count again.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn write_reverts(&self, namespace: &str, id: Uuid) -> Result<(), Error> {
+        self.rewrite(namespace, id, "{cancellation:UUID}", NIL).await
+    }
+
+    /// Writes the events of a cancellation whose state is `from` again with the state `to` and a greater version: above
+    /// every arrival's, above that of the row it replaces, and by the clock between gateways.
+    async fn rewrite(&self, namespace: &str, id: Uuid, from: &str, to: &str) -> Result<(), Error> {
+        let (noted, events) = (self.table("cancelled_events"), self.table("events"));
+        let of_cancellation = "namespace = {namespace:String} AND cancellation = {cancellation:UUID}";
+        let types: Vec<String> = self
+            .query(&format!("SELECT DISTINCT toString(type) FROM {noted} WHERE {of_cancellation}"))
+            .bind("namespace", namespace)
+            .bind("cancellation", id.to_string())
+            .rows()
+            .await?;
+        let version = VERSION_MARK + Timestamp::now().as_microsecond().unsigned_abs();
+        for event_type in types {
+            let landing = Landing::of(namespace, &event_type).to_string();
+            self.ensure_landing(&landing).await?;
+            let sql = format!(
+                "INSERT INTO {} ({COLUMNS}) SELECT namespace, type, subject, time, id, source, event_id, received, data, \
+                 greatest(version + 1, {{version:UInt64}}), {to} FROM {events} FINAL \
+                 WHERE namespace = {{namespace:String}} AND type = {{type:String}} AND cancellation = {from} AND (subject, time, id) IN \
+                 (SELECT subject, time, id FROM {noted} WHERE {of_cancellation} AND type = {{type:String}})",
+                self.table(&landing)
+            );
+            self.query(&sql)
+                .bind("namespace", namespace)
+                .bind("cancellation", id.to_string())
+                .bind("type", &event_type)
+                .bind("version", version)
+                .within(LONG)
+                .named(&insert_name(&landing))
+                .run()
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// Writes a cancellation's record, or its next state.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn write_cancellation(&self, namespace: &str, record: &CancellationRecord) -> Result<(), Error> {
+        let sql = format!(
+            "INSERT INTO {} (namespace, cancellation, created, reason, cancelled, reverted, version) SELECT {{namespace:String}}, {{cancellation:UUID}}, \
+             fromUnixTimestamp64Micro({{created:Int64}}, 'UTC'), {{reason:String}}, {{cancelled:UInt64}}, \
+             if({{reverted:Int64}} = 0, NULL, fromUnixTimestamp64Micro({{reverted:Int64}}, 'UTC')), {{version:UInt64}}",
+            self.table("cancellations")
+        );
+        self.query(&sql)
+            .bind("namespace", namespace)
+            .bind("cancellation", record.cancellation_id.to_string())
+            .bind("created", record.created_at.as_microsecond())
+            .bind("reason", record.reason.as_deref().unwrap_or_default())
+            .bind("cancelled", record.cancelled)
+            .bind("reverted", record.reverted_at.map_or(0, Timestamp::as_microsecond))
+            .bind("version", u64::from(record.reverted_at.is_some()))
+            .run()
+            .await
+    }
+
+    /// One cancellation.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn cancellation(&self, namespace: &str, id: Uuid) -> Result<Option<CancellationRecord>, Error> {
+        let sql = self.cancellations_sql("AND cancellation = {cancellation:UUID}", 1);
+        let found: Vec<Stored> = self.query(&sql).bind("namespace", namespace).bind("cancellation", id.to_string()).rows().await?;
+        Ok(found.into_iter().next().map(CancellationRecord::from))
+    }
+
+    /// Cancellations after a page, newest first.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn cancellations(&self, namespace: &str, before: Option<Uuid>, limit: usize) -> Result<Vec<CancellationRecord>, Error> {
+        // Time-ordered UUIDs are compared as text: ClickHouse orders UUIDs by their second half first.
+        let sql = self.cancellations_sql("AND toString(cancellation) < {before:String}", limit);
+        let before = before.map_or_else(|| "g".to_owned(), |id| id.to_string());
+        let found: Vec<Stored> = self.query(&sql).bind("namespace", namespace).bind("before", before).rows().await?;
+        Ok(found.into_iter().map(CancellationRecord::from).collect())
+    }
+
+    fn cancellations_sql(&self, condition: &str, limit: usize) -> String {
+        format!(
+            "SELECT toString(cancellation) AS cancellation_id, toUnixTimestamp64Micro(created) AS created_us, reason, cancelled, \
+             ifNull(toUnixTimestamp64Micro(reverted), 0) AS reverted_us FROM {} FINAL WHERE namespace = {{namespace:String}} {condition} \
+             ORDER BY cancellation_id DESC LIMIT {limit}",
+            self.table("cancellations")
+        )
+    }
+}

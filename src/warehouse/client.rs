@@ -1,0 +1,237 @@
+//! Calls to ClickHouse, each with a deadline and an error that says whether trying again can help.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use clickhouse::{Client, Compression, RowOwned, RowRead};
+use serde::Serialize;
+
+use super::sql;
+
+/// Deadline of statements that answer at once: DDL, look-ups, listings.
+const SHORT: Duration = Duration::from_secs(30);
+
+/// How to reach ClickHouse.
+#[derive(Clone, Debug)]
+pub struct WarehouseOptions {
+    /// Its HTTP interface.
+    pub url: String,
+    /// Database of all tables.
+    pub database: String,
+    /// User.
+    pub user: String,
+    /// Password; empty: none.
+    pub password: String,
+}
+
+/// One ClickHouse and one database in it. Cheap to clone.
+#[derive(Clone)]
+pub struct Warehouse {
+    client: Client,
+    database: String,
+    /// What was made in this process's life: `""` for the standing tables, else a landing table's name.
+    made: Arc<Mutex<HashSet<String>>>,
+}
+
+/// Why a call failed.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Error {
+    /// No answer, or one that says "not now". Trying again can help.
+    #[error("ClickHouse does not answer: {0}")]
+    Unavailable(String),
+    /// A table is missing that is made on demand, or was dropped a moment ago.
+    #[error("ClickHouse has no such table: {0}")]
+    UnknownTable(String),
+    /// ClickHouse refused the statement.
+    #[error("ClickHouse refused a statement: {0}")]
+    Refused(String),
+}
+
+/// ClickHouse error codes by which it says "not now": timeouts, memory, parts, read-only tables, disk, Keeper.
+const PASSING_CODES: &[u32] = &[159, 164, 202, 209, 210, 236, 241, 242, 243, 252, 285, 286, 319, 394, 425, 439, 999];
+/// `UNKNOWN_TABLE`, `UNKNOWN_DATABASE`.
+const UNKNOWN_TABLE_CODES: &[u32] = &[60, 81];
+
+impl From<clickhouse::error::Error> for Error {
+    fn from(error: clickhouse::error::Error) -> Self {
+        use clickhouse::error::Error as E;
+        match error {
+            E::BadResponse(text) => {
+                let code =
+                    text.split("Code: ").nth(1).and_then(|rest| rest.split('.').next()).and_then(|digits| digits.trim().parse().ok());
+                match code {
+                    Some(code) if UNKNOWN_TABLE_CODES.contains(&code) => Self::UnknownTable(text),
+                    Some(code) if PASSING_CODES.contains(&code) => Self::Unavailable(text),
+                    Some(_) => Self::Refused(text),
+                    // Not ClickHouse's words: a proxy between, or a server that is going down.
+                    None => Self::Unavailable(text),
+                }
+            }
+            E::TimedOut => Self::Unavailable("no answer within the deadline".to_owned()),
+            E::Network(why) => Self::Unavailable(innermost(why.as_ref())),
+            other => Self::Refused(other.to_string()),
+        }
+    }
+}
+
+/// The cause behind "client error (Connect)" and its like.
+fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
+}
+
+/// A statement with its bound values, deadline and name.
+pub struct Query<'a> {
+    warehouse: &'a Warehouse,
+    inner: clickhouse::query::Query,
+    deadline: Duration,
+}
+
+impl Query<'_> {
+    /// Binds `{name:Type}`.
+    #[must_use]
+    pub fn bind(mut self, name: &str, value: impl Serialize) -> Self {
+        self.inner = self.inner.param(name, value);
+        self
+    }
+
+    /// Binds several.
+    #[must_use]
+    pub fn bind_all(self, values: Vec<super::select::Param>) -> Self {
+        values.into_iter().fold(self, |query, param| query.bind(&param.name, param.value))
+    }
+
+    /// Another deadline than that of short statements.
+    #[must_use]
+    pub const fn within(mut self, deadline: Duration) -> Self {
+        self.deadline = deadline;
+        self
+    }
+
+    /// A name by which `system.processes` shows the statement, made unique.
+    #[must_use]
+    pub fn named(mut self, prefix: &str) -> Self {
+        self.inner = self.inner.with_setting("query_id", format!("{prefix}-{}", uuid::Uuid::new_v4()));
+        self
+    }
+
+    /// Runs a statement without a result.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn run(self) -> Result<(), Error> {
+        self.warehouse.timed(self.deadline, self.inner.execute()).await
+    }
+
+    /// Reads all rows.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn rows<T: RowOwned + RowRead>(self) -> Result<Vec<T>, Error> {
+        self.warehouse.timed(self.deadline, self.inner.fetch_all()).await
+    }
+
+    /// Reads the one row of a query that always has one.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn one<T: RowOwned + RowRead>(self) -> Result<T, Error> {
+        self.warehouse.timed(self.deadline, self.inner.fetch_one()).await
+    }
+}
+
+impl Warehouse {
+    /// Sets up a client; nothing is sent yet.
+    pub fn new(options: &WarehouseOptions) -> Self {
+        let mut client = Client::default()
+            .with_url(&options.url)
+            .with_user(&options.user)
+            .with_compression(Compression::None)
+            .with_product_info("kubemeter", env!("CARGO_PKG_VERSION"))
+            // Late events may touch more months than the default bound of 100.
+            .with_setting("max_partitions_per_insert_block", "0")
+            // Keys of equal events hold the time, so no key spans partitions.
+            .with_setting("do_not_merge_across_partitions_select_final", "1")
+            // `value` in a condition is the column, whatever the result calls `value`.
+            .with_setting("prefer_column_name_to_alias", "1")
+            .with_setting("async_insert", "0")
+            .with_setting("parallel_view_processing", "1")
+            .with_setting("materialized_views_ignore_errors", "0")
+            .with_setting("mutations_sync", "2");
+        if !options.password.is_empty() {
+            client = client.with_password(&options.password);
+        }
+        Self { client, database: options.database.clone(), made: Arc::default() }
+    }
+
+    /// A statement; `sql` has `{name:Type}` where values go.
+    pub fn query(&self, sql: &str) -> Query<'_> {
+        let inner = self.client.query_raw(sql).with_setting("max_execution_time", SHORT.as_secs().to_string());
+        Query { warehouse: self, inner, deadline: SHORT }
+    }
+
+    /// A table's full name, quoted.
+    pub fn table(&self, name: &str) -> String {
+        format!("{}.{}", sql::identifier(&self.database), sql::identifier(name))
+    }
+
+    /// Name of the database, unquoted.
+    pub fn database(&self) -> &str {
+        &self.database
+    }
+
+    /// Inserts RowBinary. Ok means that ClickHouse has written every row, through every view.
+    ///
+    /// # Errors
+    /// See [`Error`]; after any of them the rows may or may not be there.
+    pub async fn insert(&self, table: &str, columns: &str, rows: Bytes, name: &str, deadline: Duration) -> Result<(), Error> {
+        let sql = format!("INSERT INTO {} ({columns}) FORMAT RowBinary", self.table(table));
+        let mut insert = self
+            .client
+            .insert_formatted_with(sql)
+            .with_setting("query_id", format!("{name}-{}", uuid::Uuid::new_v4()))
+            .with_setting("max_execution_time", deadline.as_secs().to_string());
+        self.timed(deadline, async move {
+            insert.send(rows).await?;
+            insert.end().await
+        })
+        .await
+    }
+
+    /// Whether ClickHouse answers.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn ping(&self) -> Result<(), Error> {
+        self.query("SELECT 1").within(Duration::from_secs(3)).one::<u8>().await.map(drop)
+    }
+
+    /// Runs statements that make something, unless they ran in this process's life. Two callers at once may both run them.
+    pub(super) async fn once(&self, key: &str, statements: impl FnOnce() -> Vec<String>) -> Result<(), Error> {
+        if self.made.lock().unwrap_or_else(PoisonError::into_inner).contains(key) {
+            return Ok(());
+        }
+        for statement in statements() {
+            self.run_ddl(&statement).await?;
+        }
+        self.made.lock().unwrap_or_else(PoisonError::into_inner).insert(key.to_owned());
+        Ok(())
+    }
+
+    /// A table that was made is gone: make sure of all of them again when next needed.
+    pub fn forget_made(&self) {
+        self.made.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    async fn timed<T>(&self, deadline: Duration, call: impl Future<Output = clickhouse::error::Result<T>>) -> Result<T, Error> {
+        match tokio::time::timeout(deadline, call).await {
+            Ok(result) => result.map_err(Error::from),
+            Err(_) => Err(Error::Unavailable(format!("no answer within {} s", deadline.as_secs()))),
+        }
+    }
+}

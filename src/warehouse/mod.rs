@@ -1,0 +1,18 @@
+//! ClickHouse: the only place that talks to it.
+//!
+//! [`schema`], [`select`] and [`row`] are pure text and bytes; [`client`] does the I/O, each call with a deadline.
+
+mod cancellations;
+mod client;
+mod identities;
+mod listings;
+pub mod row;
+pub mod schema;
+pub mod select;
+pub mod sql;
+mod tables;
+
+pub use client::{Error, Query, Warehouse, WarehouseOptions};
+pub use identities::StoredKey;
+pub use listings::{EventRecord, RejectRecord};
+pub use tables::insert_name;

@@ -1,0 +1,71 @@
+//! A row of a landing table, in RowBinary.
+
+use super::schema::Landing;
+use crate::event::{Event, put_bytes};
+
+/// Versions decide which row of equal keys counts: the greatest.
+///
+/// Rows of ingest lie below this mark, and the earlier an event arrived the greater its version: of two sendings the
+/// first counts. Cancellations and reverts lie above it, and the later one counts.
+pub const VERSION_MARK: u64 = 1 << 62;
+/// Version of a row that repeats an event known to be stored: it fills a gap and never wins over a row that is there.
+pub const VERSION_REPEAT: u64 = 1;
+
+/// Columns of a landing table in the order in which [`encode`] writes them.
+pub const COLUMNS: &str = "namespace, type, subject, time, id, source, event_id, received, data, version, cancellation";
+
+/// An event with what the gateway adds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// Kubernetes namespace.
+    pub namespace: String,
+    /// Where it is inserted.
+    pub landing: Landing,
+    /// Hash of (namespace, source, id).
+    pub identity: u128,
+    /// When it arrived, µs since 1970.
+    pub received_us: i64,
+    /// See [`VERSION_MARK`].
+    pub version: u64,
+    /// Its time, or that of its arrival, ms since 1970.
+    pub time_ms: i64,
+    /// The rest.
+    pub event: Event,
+}
+
+impl Row {
+    /// The version of an event that arrived at a time.
+    pub const fn arrival_version(received_us: i64) -> u64 {
+        VERSION_MARK - received_us.unsigned_abs()
+    }
+
+    /// Bytes that [`encode`](Self::encode) adds, about; also what the row weighs in the queue.
+    pub const fn encoded_len(&self) -> usize {
+        let e = &self.event;
+        self.namespace.len() + e.event_type.len() + e.subject.len() + e.source.len() + e.id.len() + e.data.encoded_len() + 80
+    }
+
+    /// Appends the row in the order of [`COLUMNS`].
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        let event = &self.event;
+        put_bytes(out, self.namespace.as_bytes());
+        put_bytes(out, event.event_type.as_bytes());
+        put_bytes(out, event.subject.as_bytes());
+        out.extend_from_slice(&self.time_ms.to_le_bytes());
+        out.extend_from_slice(&self.identity.to_le_bytes());
+        put_bytes(out, event.source.as_bytes());
+        put_bytes(out, event.id.as_bytes());
+        out.extend_from_slice(&self.received_us.to_le_bytes());
+        event.data.encode(out);
+        out.extend_from_slice(&self.version.to_le_bytes());
+        // No cancellation: the nil UUID.
+        out.extend_from_slice(&[0; 16]);
+    }
+}
+
+/// Appends a UUID as RowBinary has it: two little-endian halves, the higher first.
+pub fn put_uuid(out: &mut Vec<u8>, uuid: uuid::Uuid) {
+    let (high, low) = uuid.as_u64_pair();
+    out.extend_from_slice(&high.to_le_bytes());
+    out.extend_from_slice(&low.to_le_bytes());
+}

@@ -1,0 +1,300 @@
+//! Tables and views as DDL text. Pure.
+//!
+//! ```text
+//!                              ┌─► events       every event, (namespace, type, subject, time, id)
+//! INSERT ─► landing_NNNN ──────┼─► identities   where an identity stands, by id
+//!           (Null: keeps       └─► meter_UID_…  per Meter: typed value, group columns, (subject, time, id)
+//!            nothing itself)
+//! ```
+//! An event's landing table follows from its namespace and type alone ([`Landing`]), so a gateway can never send an
+//! event past a Meter that it has not heard of yet. There are [`LANDINGS`] of them, made when first needed: an INSERT
+//! pays only for the views of its own table, and event types that someone makes up can't fill ClickHouse with tables.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::row::COLUMNS;
+use super::sql::{identifier, literal};
+use crate::event::JsonPath;
+use crate::meter::{DecimalAggregation, Definition, Measure};
+
+/// How many landing tables there can be. With as many Meters on other event types an INSERT meets one or two views that
+/// are not its own; each costs about 1.5 ms.
+pub const LANDINGS: u64 = 1_024;
+
+/// A landing table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Landing(u16);
+
+impl Landing {
+    /// The landing table of an event type: a function of nothing else.
+    pub fn of(namespace: &str, event_type: &str) -> Self {
+        // A namespace has no NUL, so the pair is unambiguous.
+        let key = [namespace.as_bytes(), b"\0", event_type.as_bytes()].concat();
+        Self((xxhash_rust::xxh3::xxh3_64(&key) % LANDINGS) as u16)
+    }
+}
+
+impl fmt::Display for Landing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "landing_{:04}", self.0)
+    }
+}
+
+/// Columns of an event, as `events` and the landing tables have them.
+const EVENT_COLUMNS: &str = "\
+    namespace LowCardinality(String), \
+    type LowCardinality(String), \
+    subject String, \
+    time DateTime64(3, 'UTC'), \
+    id UInt128, \
+    source LowCardinality(String), \
+    event_id String, \
+    received DateTime64(6, 'UTC') CODEC(Delta, ZSTD), \
+    data Map(LowCardinality(String), String) CODEC(ZSTD), \
+    version UInt64 CODEC(Delta, ZSTD), \
+    cancellation UUID";
+
+/// Statements that make the database and the tables that are there once. Each may run again.
+pub fn bootstrap(database: &str) -> Vec<String> {
+    let db = identifier(database);
+    vec![
+        format!("CREATE DATABASE IF NOT EXISTS {db}"),
+        // A cancelled event stays, with its cancellation: it is listed, and a later sending of it stays cancelled.
+        format!(
+            "CREATE TABLE IF NOT EXISTS {db}.events ({EVENT_COLUMNS}) ENGINE = ReplacingMergeTree(version) \
+             PARTITION BY toYYYYMM(time) ORDER BY (namespace, type, subject, time, id)"
+        ),
+        // Two keys of one id can only come from two gateways at the same moment; both are kept, for an audit to see.
+        format!(
+            "CREATE TABLE IF NOT EXISTS {db}.identities (id UInt128, namespace LowCardinality(String), type LowCardinality(String), \
+             subject String, time DateTime64(3, 'UTC')) ENGINE = ReplacingMergeTree ORDER BY (id, namespace, type, subject, time) \
+             SETTINGS index_granularity = 512"
+        ),
+        format!(
+            "CREATE TABLE IF NOT EXISTS {db}.subjects (namespace LowCardinality(String), subject String, customer String, uid UUID, \
+             created DateTime64(3, 'UTC'), version UInt64, is_deleted UInt8) ENGINE = ReplacingMergeTree(version, is_deleted) \
+             ORDER BY (namespace, subject, customer, uid)"
+        ),
+        format!(
+            "CREATE TABLE IF NOT EXISTS {db}.cancellations (namespace LowCardinality(String), cancellation UUID, created DateTime64(6, 'UTC'), \
+             reason String, cancelled UInt64, reverted Nullable(DateTime64(6, 'UTC')), version UInt64) \
+             ENGINE = ReplacingMergeTree(version) ORDER BY (namespace, cancellation)"
+        ),
+        format!(
+            "CREATE TABLE IF NOT EXISTS {db}.cancelled_events (namespace LowCardinality(String), cancellation UUID, \
+             type LowCardinality(String), subject String, time DateTime64(3, 'UTC'), id UInt128) \
+             ENGINE = ReplacingMergeTree ORDER BY (namespace, cancellation, type, subject, time, id)"
+        ),
+        format!(
+            "CREATE TABLE IF NOT EXISTS {db}.rejects (namespace LowCardinality(String), received DateTime64(6, 'UTC'), reject_id UUID, \
+             source String, event_id String, code LowCardinality(String), message String, event String CODEC(ZSTD), version UInt64, is_deleted UInt8) \
+             ENGINE = ReplacingMergeTree(version, is_deleted) PARTITION BY toYYYYMM(received) ORDER BY (namespace, received, reject_id) \
+             TTL toDateTime(received) + INTERVAL 90 DAY"
+        ),
+    ]
+}
+
+/// Statements that make a landing table with its two standing views. Each may run again.
+///
+/// Whoever inserts into a landing table runs them first: a table without its views would swallow events.
+pub fn create_landing(database: &str, landing: &str) -> Vec<String> {
+    let db = identifier(database);
+    let table = identifier(landing);
+    let (events, identities) = (identifier(&format!("{landing}_events")), identifier(&format!("{landing}_identities")));
+    vec![
+        format!("CREATE TABLE IF NOT EXISTS {db}.{table} ({EVENT_COLUMNS}) ENGINE = Null"),
+        format!("CREATE MATERIALIZED VIEW IF NOT EXISTS {db}.{events} TO {db}.events AS SELECT {COLUMNS} FROM {db}.{table}"),
+        format!(
+            "CREATE MATERIALIZED VIEW IF NOT EXISTS {db}.{identities} TO {db}.identities AS \
+             SELECT id, namespace, type, subject, time FROM {db}.{table}"
+        ),
+    ]
+}
+
+/// What a meter table's comment says: whose it is and how far it has come. The operator trusts nothing else.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct TableNote {
+    /// UID of the Meter. A table without it is never dropped or adopted.
+    pub uid: String,
+    /// The Meter's namespace.
+    pub namespace: String,
+    /// The Meter's name.
+    pub meter: String,
+    /// Where the table is in its life.
+    pub state: TableState,
+    /// Days that rows stay.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retention_days: Option<u32>,
+}
+
+/// A meter table's life: `New → Filling → Live → Retired`, or `Retained` when its Meter has gone.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub enum TableState {
+    /// Made; its view may not be there yet, and INSERTs that began before the view may still run.
+    New,
+    /// Every event from now on comes by the view; earlier ones are copied, up to this month (`yyyymm`).
+    Filling(u32),
+    /// Complete.
+    Live,
+    /// Another table answers since this time (s since 1970); gateways that don't know it yet still read this one.
+    Retired(i64),
+    /// Its Meter has gone; it stays for people.
+    Retained,
+}
+
+/// A meter table's columns, and how each is read from an event.
+pub struct Layout {
+    columns: Vec<(String, &'static str, String)>,
+    namespace: String,
+    event_type: String,
+}
+
+/// Name of the column of a group: never that of a fixed column.
+pub fn group_column(name: &str) -> String {
+    format!("group_{name}")
+}
+
+/// The stored text of a value, without the mark of a string: SQL's side of [`crate::event::Leaves`].
+fn scalar_text(path: &JsonPath) -> String {
+    let value = format!("data[{}]", literal(path.key()));
+    format!("substring({value}, 1 + startsWith({value}, '\"'))")
+}
+
+/// A decimal, or NULL where the text is none or can't be kept exactly: SQL's side of [`crate::event::Decimal`].
+///
+/// `toDecimal128OrNull` cuts decimals after the twelfth, so the text must have no more that count: without an exponent a
+/// pattern tells; with one, (digits after the point) − exponent − (trailing zeros of all digits) must be at most 12.
+fn decimal(path: &JsonPath) -> String {
+    let text = scalar_text(path);
+    format!(
+        "multiIf(length({text}) <= 128 AND match({text}, '^-?[0-9]+(\\\\.[0-9]{{1,12}}0*)?$'), toDecimal128OrNull({text}, 12), \
+         length({text}) <= 128 AND match({text}, '^-?[0-9]+(\\\\.[0-9]+)?[eE][+-]?[0-9]{{1,3}}$'), \
+         if(match({text}, '^-?[0.]+[eE]'), toDecimal128OrNull('0', 12), \
+         if(length(extract({text}, '\\\\.([0-9]+)')) - toInt32OrZero(replaceOne(extract({text}, '[eE]([+-]?[0-9]+)$'), '+', '')) \
+         - length(extract(replaceOne(extract({text}, '^-?([0-9.]+)'), '.', ''), '(0*)$')) <= 12, toDecimal128OrNull({text}, 12), NULL)), NULL)"
+    )
+}
+
+impl Layout {
+    /// The table that a definition needs. Definitions that differ only in how they read one table have the same layout.
+    pub fn of(namespace: &str, definition: &Definition) -> Self {
+        let mut columns = vec![
+            ("subject".to_owned(), "String", "subject".to_owned()),
+            ("time".to_owned(), "DateTime64(3, 'UTC')", "time".to_owned()),
+            ("id".to_owned(), "UInt128", "id".to_owned()),
+        ];
+        match &definition.measure {
+            Measure::Count => {}
+            Measure::UniqueCount(path) => {
+                let present = format!("mapContains(data, {})", literal(path.key()));
+                columns.push(("value".to_owned(), "Nullable(String)", format!("if({present}, {}, NULL)", scalar_text(path))));
+            }
+            Measure::Decimal(aggregation, path) => {
+                columns.push(("value".to_owned(), "Nullable(Decimal(38, 12))", decimal(path)));
+                if *aggregation == DecimalAggregation::Latest {
+                    columns.push(("source".to_owned(), "LowCardinality(String)", "source".to_owned()));
+                    columns.push(("event_id".to_owned(), "String", "event_id".to_owned()));
+                }
+            }
+        }
+        for (name, path) in &definition.group_by {
+            columns.push((group_column(name), "LowCardinality(String)", scalar_text(path)));
+        }
+        columns.push(("version".to_owned(), "UInt64 CODEC(Delta, ZSTD)", "version".to_owned()));
+        columns.push(("is_deleted".to_owned(), "UInt8", "cancellation != toUUID('00000000-0000-0000-0000-000000000000')".to_owned()));
+        Self { columns, namespace: namespace.to_owned(), event_type: definition.event_type.clone() }
+    }
+
+    /// The table's name: the Meter's UID, and a hash of all that decides what stands in it.
+    pub fn table(&self, uid: &str) -> String {
+        let mut text = format!("{}\0{}", self.namespace, self.event_type);
+        for (name, kind, expression) in &self.columns {
+            text.push_str(&format!("\0{name}\0{kind}\0{expression}"));
+        }
+        format!("meter_{}_{:016x}", uid.replace('-', ""), xxhash_rust::xxh3::xxh3_64(text.as_bytes()))
+    }
+
+    /// Makes the table.
+    pub fn create_table(&self, database: &str, table: &str, note: &TableNote) -> Result<String, serde_json::Error> {
+        let columns = self.columns.iter().map(|(name, kind, _)| format!("{} {kind}", identifier(name))).collect::<Vec<_>>().join(", ");
+        let ttl = note.retention_days.map(ttl).map(|ttl| format!(" TTL {ttl}")).unwrap_or_default();
+        Ok(format!(
+            "CREATE TABLE IF NOT EXISTS {}.{} ({columns}) ENGINE = ReplacingMergeTree(version, is_deleted) \
+             PARTITION BY toYYYYMM(time) ORDER BY (subject, time, id){ttl} COMMENT {}",
+            identifier(database),
+            identifier(table),
+            literal(&serde_json::to_string(note)?)
+        ))
+    }
+
+    /// Makes the view that feeds the table from its landing table.
+    pub fn create_view(&self, database: &str, table: &str) -> String {
+        let db = identifier(database);
+        format!(
+            "CREATE MATERIALIZED VIEW IF NOT EXISTS {db}.{} TO {db}.{} AS {}",
+            identifier(&view(table)),
+            identifier(table),
+            self.select(database, &Landing::of(&self.namespace, &self.event_type).to_string())
+        )
+    }
+
+    /// Copies a month (`yyyymm`) of stored events into the table: `{month:UInt32}` is bound. Rows that are there already
+    /// collapse with their copies, cancelled ones come as cancelled.
+    pub fn backfill(&self, database: &str, table: &str) -> String {
+        let names = self.columns.iter().map(|(name, ..)| identifier(name)).collect::<Vec<_>>().join(", ");
+        format!(
+            "INSERT INTO {}.{} ({names}) {} AND toYYYYMM(time) = {{month:UInt32}}",
+            identifier(database),
+            identifier(table),
+            self.select(database, "events")
+        )
+    }
+
+    /// The one reading of events that view and backfill share.
+    fn select(&self, database: &str, from: &str) -> String {
+        let columns = self.columns.iter().map(|(name, _, expression)| format!("{expression} AS {}", identifier(name)));
+        format!(
+            "SELECT {} FROM {}.{} WHERE namespace = {} AND type = {}",
+            columns.collect::<Vec<_>>().join(", "),
+            identifier(database),
+            identifier(from),
+            literal(&self.namespace),
+            literal(&self.event_type)
+        )
+    }
+}
+
+/// Name of a meter table's view.
+pub fn view(table: &str) -> String {
+    format!("{table}_view")
+}
+
+fn ttl(days: u32) -> String {
+    format!("toDateTime(time) + INTERVAL {days} DAY")
+}
+
+/// Changes how long rows stay.
+pub fn alter_retention(database: &str, table: &str, days: Option<u32>) -> String {
+    let change = days.map_or_else(|| "REMOVE TTL".to_owned(), |days| format!("MODIFY TTL {}", ttl(days)));
+    format!("ALTER TABLE {}.{} {change}", identifier(database), identifier(table))
+}
+
+/// Changes what a table's comment says.
+pub fn alter_note(database: &str, table: &str, note: &TableNote) -> Result<String, serde_json::Error> {
+    Ok(format!("ALTER TABLE {}.{} MODIFY COMMENT {}", identifier(database), identifier(table), literal(&serde_json::to_string(note)?)))
+}
+
+/// Drops a table or view, and waits until it is gone.
+pub fn drop_table(database: &str, table: &str) -> String {
+    format!("DROP TABLE IF EXISTS {}.{} SYNC", identifier(database), identifier(table))
+}
+
+/// Group names with their columns, for queries.
+pub fn group_columns(definition: &Definition) -> BTreeMap<&str, String> {
+    definition.group_by.keys().map(|name| (name.as_str(), group_column(name))).collect()
+}

@@ -1,0 +1,316 @@
+//! Questions as SQL text with bound values. Pure: text depends only on a Meter's definition and on which parts of a
+//! question are there; what a request says goes into [`Param`]s.
+
+use serde::Serialize;
+
+use super::sql::identifier;
+use crate::limits;
+use crate::meter::{DecimalAggregation, Definition, Measure};
+use crate::metering::{EventFilter, UsageQuery, WindowSize};
+use crate::warehouse::schema::group_column;
+
+/// A bound value.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Param {
+    /// Name in `{name:Type}`.
+    pub name: String,
+    /// Value.
+    pub value: Value,
+}
+
+/// Values that can be bound.
+#[derive(Serialize, Clone, Debug, PartialEq)]
+#[serde(untagged)]
+#[allow(missing_docs)]
+pub enum Value {
+    Text(String),
+    Texts(Vec<String>),
+    Int(i64),
+    Ids(Vec<u128>),
+}
+
+/// Text and values of a statement.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Statement {
+    /// With `{name:Type}` where values go.
+    pub sql: String,
+    /// The values.
+    pub params: Vec<Param>,
+}
+
+/// One row of [`usage`].
+#[derive(clickhouse::Row, serde::Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct UsageRecord {
+    /// Start of the window, s since 1970; 0 in a total.
+    pub window_start: i64,
+    /// End of the window, s since 1970; 0 in a total.
+    pub window_end: i64,
+    /// Empty unless grouped by it.
+    pub customer: String,
+    /// Empty unless grouped by it.
+    pub subject: String,
+    /// Values of the declared groups asked for, in the order of their names.
+    pub groups: Vec<String>,
+    /// The aggregate as decimal text; for an average the sum.
+    pub value: String,
+    /// How many events are in it.
+    pub events: u64,
+}
+
+/// Subjects with their customer: of several that claim one the oldest has it. Needs `{namespace:String}`.
+fn customers_of_subjects(database: &str) -> String {
+    format!(
+        "(SELECT subject, argMin(customer, (created, customer)) AS customer FROM {}.subjects FINAL WHERE namespace = {{namespace:String}} GROUP BY subject)",
+        identifier(database)
+    )
+}
+
+/// Subjects that are one of `{customers:Array(String)}`: those mapped to it, and the customer's own name where no other has that.
+fn subjects_of_customers(database: &str) -> String {
+    let map = customers_of_subjects(database);
+    format!(
+        "(SELECT subject FROM {map} WHERE customer IN {{customers:Array(String)}} UNION ALL \
+         SELECT arrayJoin({{customers:Array(String)}}) AS subject WHERE subject NOT IN (SELECT subject FROM {map}))"
+    )
+}
+
+/// The conditions of a question, and their values: what usage counts and what a cancellation by filter hits is the same.
+fn conditions(database: &str, namespace: &str, definition: &Definition, query: &UsageQuery, params: &mut Vec<Param>) -> Vec<String> {
+    let mut all = Vec::new();
+    let mut bind = |name: &str, value| params.push(Param { name: name.to_owned(), value });
+    bind("namespace", Value::Text(namespace.to_owned()));
+    if let Some(from) = query.from {
+        bind("from", Value::Int(ceil_ms(from)));
+        all.push("time >= fromUnixTimestamp64Milli({from:Int64}, 'UTC')".to_owned());
+    }
+    if let Some(to) = query.to {
+        bind("to", Value::Int(ceil_ms(to)));
+        all.push("time < fromUnixTimestamp64Milli({to:Int64}, 'UTC')".to_owned());
+    }
+    if !query.subjects.is_empty() {
+        bind("subjects", Value::Texts(query.subjects.clone()));
+        all.push("subject IN {subjects:Array(String)}".to_owned());
+    }
+    if !query.customers.is_empty() {
+        bind("customers", Value::Texts(query.customers.clone()));
+        all.push(format!("subject IN {}", subjects_of_customers(database)));
+    }
+    for (index, (group, values)) in query.filters.iter().enumerate() {
+        bind(&format!("filter{index}"), Value::Texts(values.clone()));
+        all.push(format!("{} IN {{filter{index}:Array(String)}}", identifier(&group_column(group))));
+    }
+    if definition.measure != Measure::Count {
+        // Stored, but its value is none: it is in no number.
+        all.push("value IS NOT NULL".to_owned());
+    }
+    all
+}
+
+/// Stored times are whole milliseconds, so a bound between two of them is the later one, for `>=` and for `<`.
+fn ceil_ms(time: jiff::Timestamp) -> i64 {
+    let ms = time.as_millisecond();
+    if i128::from(ms) * 1_000_000 < time.as_nanosecond() { ms + 1 } else { ms }
+}
+
+/// The aggregate function with a combinator (`""` or `"State"`).
+fn aggregate(measure: &Measure, combinator: &str) -> String {
+    use DecimalAggregation as D;
+    match measure {
+        Measure::Count => format!("count{combinator}()"),
+        Measure::UniqueCount(_) => format!("uniqExact{combinator}(assumeNotNull(value))"),
+        // Summed in 256 bits: 10^26 times 10^18 rows fit.
+        Measure::Decimal(D::Sum | D::Average, _) => format!("sum{combinator}(toDecimal256(assumeNotNull(value), 12))"),
+        Measure::Decimal(D::Min, _) => format!("min{combinator}(assumeNotNull(value))"),
+        Measure::Decimal(D::Max, _) => format!("max{combinator}(assumeNotNull(value))"),
+        Measure::Decimal(D::Latest, _) => format!("argMax{combinator}(assumeNotNull(value), (time, source, event_id))"),
+    }
+}
+
+/// The same function over states.
+const fn merge(measure: &Measure) -> &'static str {
+    use DecimalAggregation as D;
+    match measure {
+        Measure::Count => "countMerge(state)",
+        Measure::UniqueCount(_) => "uniqExactMerge(state)",
+        Measure::Decimal(D::Sum | D::Average, _) => "sumMerge(state)",
+        Measure::Decimal(D::Min, _) => "minMerge(state)",
+        Measure::Decimal(D::Max, _) => "maxMerge(state)",
+        Measure::Decimal(D::Latest, _) => "argMaxMerge(state)",
+    }
+}
+
+/// Start and end of an event's window, s since 1970. Days, weeks and months follow `{zone:String}`'s calendar.
+const fn window(size: Option<WindowSize>) -> (&'static str, &'static str) {
+    match size {
+        None => ("toInt64(0)", "toInt64(0)"),
+        Some(WindowSize::Minute) => ("toInt64(toUnixTimestamp(toStartOfMinute(time)))", "window_start + 60"),
+        Some(WindowSize::Hour) => ("toInt64(toUnixTimestamp(toStartOfHour(toTimeZone(time, {zone:String}))))", "window_start + 3600"),
+        Some(WindowSize::Day) => (
+            "toInt64(toUnixTimestamp(toStartOfDay(toTimeZone(time, {zone:String}))))",
+            "toInt64(toUnixTimestamp(toDateTime(addDays(toDate(toDateTime(window_start, {zone:String})), 1), {zone:String})))",
+        ),
+        Some(WindowSize::Week) => (
+            "toInt64(toUnixTimestamp(toDateTime(toStartOfWeek(toTimeZone(time, {zone:String}), 1), {zone:String})))",
+            "toInt64(toUnixTimestamp(toDateTime(addDays(toDate(toDateTime(window_start, {zone:String})), 7), {zone:String})))",
+        ),
+        Some(WindowSize::Month) => (
+            "toInt64(toUnixTimestamp(toDateTime(toStartOfMonth(toTimeZone(time, {zone:String})), {zone:String})))",
+            "toInt64(toUnixTimestamp(toDateTime(addMonths(toDate(toDateTime(window_start, {zone:String})), 1), {zone:String})))",
+        ),
+    }
+}
+
+fn filtered(conditions: &[String]) -> String {
+    if conditions.is_empty() { String::new() } else { format!(" WHERE {}", conditions.join(" AND ")) }
+}
+
+/// Usage from a meter's table. Read FINAL: duplicates and cancelled events are gone whatever was merged.
+///
+/// Grouped by customer, subjects are aggregated to states first, then mapped: the map meets few rows, not every event.
+pub fn usage(database: &str, namespace: &str, table: &str, definition: &Definition, query: &UsageQuery) -> Statement {
+    let mut params = Vec::new();
+    let conditions = filtered(&conditions(database, namespace, definition, query, &mut params));
+    if query.window_size.is_some_and(|size| size != WindowSize::Minute) {
+        let zone = query.time_zone.iana_name().unwrap_or("UTC").to_owned();
+        params.push(Param { name: "zone".to_owned(), value: Value::Text(zone) });
+    }
+    let (start, end) = window(query.window_size);
+    let groups: Vec<_> = query
+        .group_by
+        .iter()
+        .filter(|name| *name != "customer" && *name != "subject")
+        .map(|name| identifier(&group_column(name)))
+        .collect();
+    let by_groups: String = groups.iter().map(|column| format!(", {column}")).collect();
+    let group_array = if groups.is_empty() {
+        "emptyArrayString()".to_owned()
+    } else {
+        format!("[{}]", groups.iter().map(|g| format!("toString({g})")).collect::<Vec<_>>().join(", "))
+    };
+    let by_subject = query.group_by.contains("subject");
+    let source = format!("{}.{} FINAL{conditions}", identifier(database), identifier(table));
+
+    let sql = if query.group_by.contains("customer") {
+        let subject = if by_subject { "u.subject" } else { "''" };
+        let by = if by_subject { ", u.subject" } else { "" };
+        format!(
+            "SELECT window_start, {end} AS window_end, if(m.customer = '', u.subject, m.customer) AS customer, {subject} AS subject, \
+             {group_array} AS groups, toString({merge}) AS value, sum(u.events) AS events FROM \
+             (SELECT {start} AS window_start, subject{by_groups}, {state} AS state, count() AS events FROM {source} GROUP BY window_start, subject{by_groups}) AS u \
+             LEFT JOIN {map} AS m ON m.subject = u.subject \
+             GROUP BY window_start, customer{by}{by_groups} ORDER BY window_start, customer{by}{by_groups}",
+            merge = merge(&definition.measure),
+            state = aggregate(&definition.measure, "State"),
+            map = customers_of_subjects(database),
+        )
+    } else {
+        let (subject, by) = if by_subject { ("subject", ", subject") } else { ("''", "") };
+        format!(
+            "SELECT {start} AS window_start, {end} AS window_end, '' AS customer, {subject} AS subject, {group_array} AS groups, \
+             toString({aggregate}) AS value, count() AS events FROM {source} GROUP BY window_start{by}{by_groups} ORDER BY window_start{by}{by_groups}",
+            aggregate = aggregate(&definition.measure, ""),
+        )
+    };
+    // One more than may be, so that too many are noticed.
+    Statement { sql: format!("{sql} LIMIT {}", limits::USAGE_ROWS + 1), params }
+}
+
+/// Keys (subject, time, id) of the events that a question's number is made of.
+pub fn counted_keys(database: &str, namespace: &str, table: &str, definition: &Definition, query: &UsageQuery) -> Statement {
+    let mut params = Vec::new();
+    let conditions = filtered(&conditions(database, namespace, definition, query, &mut params));
+    Statement { sql: format!("SELECT subject, time, id FROM {}.{} FINAL{conditions}", identifier(database), identifier(table)), params }
+}
+
+/// No cancellation.
+pub const NIL: &str = "toUUID('00000000-0000-0000-0000-000000000000')";
+
+/// Keys (type, subject, time, id) of the events with these identities that count.
+pub fn cancel_by_ids(database: &str, namespace: &str, ids: Vec<u128>) -> Statement {
+    let db = identifier(database);
+    Statement {
+        sql: format!(
+            "SELECT type, subject, time, id FROM {db}.events FINAL WHERE namespace = {{namespace:String}} AND (type, subject, time, id) IN \
+             (SELECT type, subject, time, id FROM {db}.identities WHERE id IN {{ids:Array(UInt128)}}) AND cancellation = {NIL}"
+        ),
+        params: vec![
+            Param { name: "namespace".to_owned(), value: Value::Text(namespace.to_owned()) },
+            Param { name: "ids".to_owned(), value: Value::Ids(ids) },
+        ],
+    }
+}
+
+/// Keys (type, subject, time, id) of the events of a type whose (subject, time, id) a statement gives and that count.
+pub fn cancel_by_keys(database: &str, namespace: &str, event_type: &str, keys: Statement) -> Statement {
+    let Statement { sql, mut params } = keys;
+    debug_assert!(params.iter().any(|param| param.name == "namespace"), "the keys' statement binds the namespace {namespace}");
+    params.push(Param { name: "type".to_owned(), value: Value::Text(event_type.to_owned()) });
+    Statement {
+        sql: format!(
+            "SELECT type, subject, time, id FROM {}.events FINAL WHERE namespace = {{namespace:String}} AND type = {{type:String}} \
+             AND (subject, time, id) IN ({sql}) AND cancellation = {NIL}",
+            identifier(database)
+        ),
+        params,
+    }
+}
+
+/// Where a page of stored events ended.
+#[derive(Serialize, serde::Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct EventCursor {
+    /// Type of the last event.
+    pub event_type: String,
+    /// Its subject.
+    pub subject: String,
+    /// Its time, ms since 1970.
+    pub time_ms: i64,
+    /// Its identity, in decimal.
+    pub id: String,
+}
+
+/// Stored events with their state, in the order of their keys.
+pub fn events(database: &str, namespace: &str, filter: &EventFilter, after: Option<EventCursor>, limit: usize) -> Statement {
+    let mut params = vec![Param { name: "namespace".to_owned(), value: Value::Text(namespace.to_owned()) }];
+    let mut conditions = vec!["namespace = {namespace:String}".to_owned()];
+    let mut add = |condition: &str, values: Vec<(&str, Value)>| {
+        conditions.push(condition.to_owned());
+        params.extend(values.into_iter().map(|(name, value)| Param { name: name.to_owned(), value }));
+    };
+    if let Some(event_type) = &filter.event_type {
+        add("type = {type:String}", vec![("type", Value::Text(event_type.clone()))]);
+    }
+    if let Some(subject) = &filter.subject {
+        add("subject = {subject:String}", vec![("subject", Value::Text(subject.clone()))]);
+    }
+    if let Some(customer) = &filter.customer {
+        add(&format!("subject IN {}", subjects_of_customers(database)), vec![("customers", Value::Texts(vec![customer.clone()]))]);
+    }
+    if let Some(from) = filter.from {
+        add("time >= fromUnixTimestamp64Milli({from:Int64}, 'UTC')", vec![("from", Value::Int(ceil_ms(from)))]);
+    }
+    if let Some(to) = filter.to {
+        add("time < fromUnixTimestamp64Milli({to:Int64}, 'UTC')", vec![("to", Value::Int(ceil_ms(to)))]);
+    }
+    if let Some(after) = after {
+        add(
+            "(type, subject, time, id) > ({after_type:String}, {after_subject:String}, fromUnixTimestamp64Milli({after_time:Int64}, 'UTC'), {after_id:UInt128})",
+            vec![
+                ("after_type", Value::Text(after.event_type)),
+                ("after_subject", Value::Text(after.subject)),
+                ("after_time", Value::Int(after.time_ms)),
+                ("after_id", Value::Text(after.id)),
+            ],
+        );
+    }
+    Statement {
+        sql: format!(
+            "SELECT event_id, toString(source) AS source, toString(type) AS event_type, subject, toUnixTimestamp64Milli(time) AS time_ms, \
+             toUnixTimestamp64Micro(received) AS received_us, CAST(mapKeys(data), 'Array(String)') AS keys, mapValues(data) AS vals, \
+             toString(cancellation) AS cancellation_id, toString(id) AS identity \
+             FROM (SELECT * FROM {}.events FINAL WHERE {} ORDER BY namespace, type, subject, time, id LIMIT {limit})",
+            identifier(database),
+            conditions.join(" AND ")
+        ),
+        params,
+    }
+}

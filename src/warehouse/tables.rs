@@ -1,0 +1,169 @@
+//! What the operator asks of ClickHouse: tables, claims, counts, purges.
+
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::{Error, Warehouse, schema};
+use crate::warehouse::schema::TableNote;
+use crate::warehouse::sql::identifier;
+
+/// Longest that INSERTs which began before a view may still run: their own deadline, and some.
+const INSERTS_END: Duration = Duration::from_secs(60);
+
+impl Warehouse {
+    /// Runs a DDL statement.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn run_ddl(&self, statement: &str) -> Result<(), Error> {
+        self.query(statement).within(Duration::from_secs(60)).run().await
+    }
+
+    /// Makes the database and its standing tables, once per process.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn ensure_bootstrap(&self) -> Result<(), Error> {
+        self.once("", || schema::bootstrap(self.database())).await
+    }
+
+    /// Makes a landing table and its standing views, once per process.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn ensure_landing(&self, landing: &str) -> Result<(), Error> {
+        self.ensure_bootstrap().await?;
+        self.once(landing, || schema::create_landing(self.database(), landing)).await
+    }
+
+    /// Names and comments of the tables and views with a prefix.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn tables_with_prefix(&self, prefix: &str) -> Result<Vec<(String, String)>, Error> {
+        self.query("SELECT name, comment FROM system.tables WHERE database = {database:String} AND startsWith(name, {prefix:String}) ORDER BY name")
+            .bind("database", self.database())
+            .bind("prefix", prefix)
+            .rows()
+            .await
+    }
+
+    /// Waits until no INSERT into a landing table runs that runs now.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] when one doesn't end in time.
+    pub async fn await_inserts(&self, landing: &str) -> Result<(), Error> {
+        let running = "SELECT query_id FROM system.processes WHERE startsWith(query_id, {prefix:String})";
+        let prefix = insert_name(landing);
+        let began: Vec<String> = self.query(running).bind("prefix", &prefix).rows().await?;
+        let deadline = tokio::time::Instant::now() + INSERTS_END;
+        let mut pause = Duration::from_millis(2);
+        loop {
+            let now: Vec<String> = self.query(running).bind("prefix", &prefix).rows().await?;
+            if !now.iter().any(|id| began.contains(id)) {
+                return Ok(());
+            }
+            if tokio::time::Instant::now() > deadline {
+                return Err(Error::Unavailable(format!("an INSERT into {landing} has been running for over {} s", INSERTS_END.as_secs())));
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_millis(500));
+        }
+    }
+
+    /// Months (`yyyymm`) in which events of a type are stored, in order.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn months_of(&self, namespace: &str, event_type: &str) -> Result<Vec<u32>, Error> {
+        let sql = format!(
+            "SELECT DISTINCT toYYYYMM(time) AS month FROM {}.events WHERE namespace = {{namespace:String}} AND type = {{type:String}} ORDER BY month",
+            identifier(self.database())
+        );
+        self.query(&sql).bind("namespace", namespace).bind("type", event_type).within(Duration::from_secs(300)).rows().await
+    }
+
+    /// Events in a meter table, and how many of them have no value.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn count_events(&self, table: &str, has_value: bool) -> Result<(i64, i64), Error> {
+        let uncounted = if has_value { "countIf(value IS NULL)" } else { "0" };
+        self.query(&format!("SELECT toInt64(count()), toInt64({uncounted}) FROM {} FINAL", self.table(table))).one().await
+    }
+
+    /// Subjects that a Customer claims.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn claims(&self, namespace: &str, uid: Uuid) -> Result<Vec<String>, Error> {
+        let sql = format!(
+            "SELECT subject FROM {}.subjects FINAL WHERE namespace = {{namespace:String}} AND uid = {{uid:UUID}}",
+            identifier(self.database())
+        );
+        self.query(&sql).bind("namespace", namespace).bind("uid", uid.to_string()).rows().await
+    }
+
+    /// Writes or takes back a Customer's claims on subjects.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn write_claims(
+        &self,
+        namespace: &str,
+        customer: &str,
+        uid: Uuid,
+        created_ms: i64,
+        subjects: &[String],
+        is_deleted: bool,
+    ) -> Result<(), Error> {
+        let sql = format!(
+            "INSERT INTO {}.subjects (namespace, subject, customer, uid, created, version, is_deleted) SELECT {{namespace:String}}, \
+             arrayJoin({{subjects:Array(String)}}), {{customer:String}}, {{uid:UUID}}, fromUnixTimestamp64Milli({{created:Int64}}, 'UTC'), \
+             toUInt64({{version:Int64}}), {{deleted:UInt8}}",
+            identifier(self.database())
+        );
+        self.query(&sql)
+            .bind("namespace", namespace)
+            .bind("subjects", subjects)
+            .bind("customer", customer)
+            .bind("uid", uid.to_string())
+            .bind("created", created_ms)
+            .bind("version", jiff::Timestamp::now().as_microsecond())
+            .bind("deleted", u8::from(is_deleted))
+            .run()
+            .await
+    }
+
+    /// Removes a namespace's events of some subjects from every table, retained meter tables included.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn purge(&self, namespace: &str, subjects: &[&str], deadline: Duration) -> Result<(), Error> {
+        if subjects.is_empty() {
+            return Ok(());
+        }
+        let notes = self.tables_with_prefix("meter_").await?;
+        let meters =
+            notes.iter().filter(|(_, comment)| serde_json::from_str::<TableNote>(comment).is_ok_and(|note| note.namespace == namespace));
+        for (table, _) in meters {
+            let sql = format!("ALTER TABLE {} DELETE WHERE subject IN {{subjects:Array(String)}}", self.table(table));
+            self.query(&sql).bind("subjects", subjects).within(deadline).run().await?;
+        }
+        // `events` goes last: as long as it has them, a purge that was cut off starts again with all it needs.
+        for table in ["cancelled_events", "identities", "events"] {
+            let sql = format!(
+                "ALTER TABLE {} DELETE WHERE namespace = {{namespace:String}} AND subject IN {{subjects:Array(String)}}",
+                self.table(table)
+            );
+            self.query(&sql).bind("namespace", namespace).bind("subjects", subjects).within(deadline).run().await?;
+        }
+        Ok(())
+    }
+}
+
+/// Start of the `query_id` of every statement that writes through a landing table.
+pub fn insert_name(landing: &str) -> String {
+    format!("kubemeter-insert-{landing}")
+}

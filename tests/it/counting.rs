@@ -1,0 +1,187 @@
+//! Events become numbers: once each, exactly, whatever comes in whatever order.
+
+use kubemeter::api::Aggregation;
+use kubemeter::metering::{CancelRequest, CancelTarget, EventRef, Metering as _, Records as _, RejectCode, UsageQuery};
+use serde_json::{Value, json};
+
+use crate::lab::{Lab, event, spec, total};
+
+const TIME: &str = "2026-03-04T05:06:07Z";
+
+fn cancel(target: CancelTarget) -> CancelRequest {
+    CancelRequest { target, reason: Some("test".to_owned()), dry_run: false }
+}
+
+fn named(ids: &[&str]) -> CancelTarget {
+    CancelTarget::Events(ids.iter().map(|id| EventRef { source: "test".to_owned(), id: (*id).to_owned() }).collect())
+}
+
+#[tokio::test]
+async fn every_aggregation_gives_its_number() {
+    let lab = Lab::new();
+    for (name, aggregation) in [
+        ("sum", Aggregation::Sum),
+        ("min", Aggregation::Min),
+        ("max", Aggregation::Max),
+        ("average", Aggregation::Average),
+        ("unique", Aggregation::UniqueCount),
+        ("latest", Aggregation::Latest),
+    ] {
+        lab.meter(name, spec("t", aggregation, Some("$.v"), &[])).await;
+    }
+    lab.meter("count", spec("t", Aggregation::Count, None, &[])).await;
+    let values = [("a", "0.1"), ("b", "-3.25"), ("c", "12345678901234567890.123456789"), ("d", "0.1"), ("e", "9007199254740993")];
+    let events: Vec<Value> = values
+        .iter()
+        .enumerate()
+        .map(|(i, (id, v))| event(id, "t", "s", &format!("2026-03-04T05:0{}:00Z", 9 - i), json!({"v": v})))
+        .collect();
+    lab.post(&json!(events)).await.unwrap();
+    for (meter, number) in [
+        ("count", "5"),
+        ("sum", "12354686100489308880.073456789"),
+        ("min", "-3.25"),
+        ("max", "12345678901234567890.123456789"),
+        ("average", "2470937220097861776.0146913578"),
+        ("unique", "4"),
+        ("latest", "0.1"),
+    ] {
+        assert_eq!(lab.number(meter).await, number, "{meter}");
+    }
+}
+
+#[tokio::test]
+async fn a_batch_counts_once_however_often_and_concurrently_it_comes() {
+    let lab = Lab::new();
+    lab.meter("sum", spec("t", Aggregation::Sum, Some("$.v"), &[])).await;
+    let batch: Vec<Value> = (0..200).map(|i| event(&format!("e{i}"), "t", &format!("s{}", i % 7), TIME, json!({"v": "0.1"}))).collect();
+    let batch = json!(batch);
+    let posts = futures::future::join_all((0..10).map(|_| lab.post(&batch))).await;
+    assert!(posts.iter().all(|p| p.as_ref().unwrap().accepted == 200));
+    assert_eq!(lab.number("sum").await, "20");
+}
+
+#[tokio::test]
+async fn the_same_identity_counts_once_with_another_time_without_time_and_with_another_subject() {
+    let lab = Lab::new();
+    lab.meter("count", spec("t", Aggregation::Count, None, &[])).await;
+    let mut again = event("e", "t", "s", TIME, json!({}));
+    lab.post(&again).await.unwrap();
+    again["time"] = json!("2026-05-01T00:00:00Z");
+    lab.post(&again).await.unwrap();
+    again.as_object_mut().unwrap().remove("time");
+    futures::future::join_all((0..5).map(|_| lab.post(&again))).await;
+    again["subject"] = json!("other");
+    lab.post(&json!([again, again])).await.unwrap();
+    assert_eq!(lab.number("count").await, "1");
+    let by_subject = lab.usage("count", UsageQuery { group_by: ["subject".to_owned()].into(), ..total() }).await;
+    assert_eq!(by_subject.data[0].subject.as_deref(), Some("s"), "the first sending counts");
+}
+
+#[tokio::test]
+async fn events_from_before_their_meter_count_in_their_own_window() {
+    let lab = Lab::new();
+    let times = ["2025-12-31T23:59:59.999Z", "2026-01-01T00:00:00Z", "2026-02-15T12:00:00Z"];
+    for (i, time) in times.iter().enumerate() {
+        lab.post(&event(&format!("early{i}"), "t", "s", time, json!({"v": 1}))).await.unwrap();
+    }
+    lab.meter("sum", spec("t", Aggregation::Sum, Some("$.v"), &[])).await;
+    lab.post(&event("late", "t", "s", "2025-12-01T00:00:00Z", json!({"v": 10}))).await.unwrap();
+    let query = UsageQuery { window_size: Some(kubemeter::metering::WindowSize::Month), ..total() };
+    let usage = lab.usage("sum", query).await;
+    let months: Vec<_> = usage.data.iter().map(|row| (row.window_start.unwrap().to_string(), row.value.as_str())).collect();
+    let expected = [("2025-12-01T00:00:00Z", "11"), ("2026-01-01T00:00:00Z", "1"), ("2026-02-01T00:00:00Z", "1")];
+    assert_eq!(months, expected.map(|(start, value)| (start.to_owned(), value)));
+}
+
+#[tokio::test]
+async fn cancelled_events_stay_cancelled_until_the_revert() {
+    let lab = Lab::new();
+    lab.meter("sum", spec("t", Aggregation::Sum, Some("$.v"), &[("method", "$.method")])).await;
+    let events = json!([
+        event("a", "t", "s1", TIME, json!({"v": 1, "method": "GET"})),
+        event("b", "t", "s1", TIME, json!({"v": 2, "method": "PUT"})),
+        event("c", "t", "s2", TIME, json!({"v": 4, "method": "GET"})),
+    ]);
+    lab.post(&events).await.unwrap();
+    let caller = Lab::caller();
+
+    let one = lab.service.cancel_usage_events(&caller, cancel(named(&["a", "unknown"]))).await.unwrap();
+    assert_eq!((one.cancelled, one.not_found.len()), (1, 1));
+    assert_eq!(lab.number("sum").await, "6");
+    let twice = lab.service.cancel_usage_events(&caller, cancel(named(&["a"]))).await.unwrap();
+    assert_eq!((twice.cancelled, twice.cancellation_id), (0, None));
+
+    lab.post(&events).await.unwrap();
+    assert_eq!(lab.number("sum").await, "6", "a cancelled event that comes again stays cancelled");
+
+    let filter = UsageQuery { filters: [("method".to_owned(), vec!["GET".to_owned()])].into(), ..total() };
+    let by_filter = |dry_run| CancelRequest {
+        target: CancelTarget::Filter { meter_id: "sum".to_owned(), query: Box::new(filter.clone()) },
+        reason: None,
+        dry_run,
+    };
+    let dry = lab.service.cancel_usage_events(&caller, by_filter(true)).await.unwrap();
+    assert_eq!((dry.cancelled, dry.cancellation_id), (1, None));
+    assert_eq!(lab.number("sum").await, "6");
+    let filtered = lab.service.cancel_usage_events(&caller, by_filter(false)).await.unwrap();
+    assert_eq!(filtered.cancelled, 1);
+    assert_eq!(lab.number("sum").await, "2");
+
+    let id = one.cancellation_id.unwrap();
+    let reverted = lab.service.revert_cancellation(&caller, id).await.unwrap();
+    assert!(reverted.reverted_at.is_some());
+    assert_eq!(lab.number("sum").await, "3");
+    lab.service.revert_cancellation(&caller, id).await.unwrap();
+    assert_eq!(lab.number("sum").await, "3");
+    lab.service.cancel_usage_events(&caller, cancel(named(&["a"]))).await.unwrap();
+    assert_eq!(lab.number("sum").await, "2");
+
+    let listed = lab.service.list_cancellations(&caller, Default::default()).await.unwrap().items;
+    assert_eq!(listed.len(), 3, "those that hit nothing are none");
+    assert_eq!(listed.iter().filter(|c| c.reverted_at.is_some()).map(|c| c.cancellation_id).collect::<Vec<_>>(), [id]);
+    let events = lab.service.list_events(&caller, Default::default(), Default::default()).await.unwrap().items;
+    let states: Vec<_> = events.iter().map(|e| (e.id.as_str(), e.cancellation_id.is_some(), e.meters.len())).collect();
+    assert_eq!(states.len(), 3);
+    for (id, cancelled, meters) in states {
+        assert_eq!((cancelled, meters), (id != "b", usize::from(id == "b")), "{id}");
+    }
+}
+
+#[tokio::test]
+async fn what_a_meter_cannot_count_is_refused_kept_and_replayed_when_the_meter_is_mended() {
+    let lab = Lab::new();
+    let meter = lab.meter("sum", spec("t", Aggregation::Sum, Some("$.v"), &[])).await;
+    let refused = [
+        (json!({"v": "abc"}), RejectCode::InvalidValue),
+        (json!({"v": "NaN"}), RejectCode::InvalidValue),
+        (json!({"v": true}), RejectCode::InvalidValue),
+        (json!({"v": ""}), RejectCode::InvalidValue),
+        (json!({"v": "1e400"}), RejectCode::InexactNumber),
+        (json!({"v": "0.0000000000001"}), RejectCode::InexactNumber),
+        (json!({"w": 1}), RejectCode::MissingValue),
+        (json!({"v": null, "w": 2}), RejectCode::MissingValue),
+    ];
+    let events: Vec<Value> =
+        refused.iter().enumerate().map(|(i, (data, _))| event(&format!("r{i}"), "t", "s", TIME, data.clone())).collect();
+    let mut all = events.clone();
+    all.push(event("good", "t", "s", TIME, json!({"v": 5})));
+    let answer = lab.post(&json!(all)).await.unwrap();
+    assert_eq!(answer.accepted, 1);
+    assert_eq!(answer.rejected.iter().map(|r| r.code).collect::<Vec<_>>(), refused.iter().map(|(_, code)| *code).collect::<Vec<_>>());
+    assert!(answer.rejected[0].message.contains(r#"$.v is "abc""#), "{}", answer.rejected[0].message);
+
+    let kept = lab.service.list_rejected(&Lab::caller(), Default::default()).await.unwrap().items;
+    assert_eq!(kept.len(), refused.len());
+
+    let mut mended = meter.clone();
+    mended.spec.value_property = Some("$.w".to_owned());
+    mended.metadata.generation = Some(2);
+    lab.settle(mended).await;
+    let replayed = lab.service.replay_rejected(&Lab::caller(), vec![]).await.unwrap();
+    assert_eq!((replayed.accepted, replayed.rejected.len()), (2, 6));
+    assert_eq!(lab.number("sum").await, "3");
+    assert_eq!(lab.service.list_rejected(&Lab::caller(), Default::default()).await.unwrap().items.len(), 6);
+    lab.service.replay_rejected(&Lab::caller(), vec![]).await.unwrap();
+    assert_eq!(lab.number("sum").await, "3");
+}

@@ -1,0 +1,145 @@
+//! The data path in one process on a real ClickHouse: a database of its own, Meters reconciled until they are ready.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use kubemeter::api::{Aggregation, Customer, CustomerSpec, DeletionPolicy, Meter, MeterSpec};
+use kubemeter::catalog::Catalog;
+use kubemeter::event::{Form, parse};
+use kubemeter::metering::{Caller, Error, Ingested, Metering as _, Usage, UsageQuery};
+use kubemeter::reconcile::Reconciler;
+use kubemeter::service::Service;
+use kubemeter::warehouse::{Warehouse, WarehouseOptions};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::nowhere::Nowhere;
+use crate::support::{ClickHouse, eventually};
+
+/// Namespace of everything in a lab.
+pub const NAMESPACE: &str = "shop";
+
+pub struct Lab {
+    pub warehouse: Warehouse,
+    pub reconciler: Reconciler,
+    pub catalog: Catalog,
+    pub service: Service<Nowhere>,
+    pub customers: Vec<Customer>,
+}
+
+/// A spec with the fields that tests vary.
+pub fn spec(event_type: &str, aggregation: Aggregation, value: Option<&str>, groups: &[(&str, &str)]) -> MeterSpec {
+    MeterSpec {
+        description: None,
+        event_type: event_type.to_owned(),
+        aggregation,
+        value_property: value.map(str::to_owned),
+        group_by: groups.iter().map(|(name, path)| ((*name).to_owned(), (*path).to_owned())).collect(),
+        unit: None,
+        retention: None,
+        deletion_policy: DeletionPolicy::Delete,
+    }
+}
+
+/// A CloudEvent.
+pub fn event(id: &str, event_type: &str, subject: &str, time: &str, data: Value) -> Value {
+    json!({"specversion": "1.0", "id": id, "source": "test", "type": event_type, "subject": subject, "time": time, "data": data})
+}
+
+/// Everything, as one total.
+pub fn total() -> UsageQuery {
+    UsageQuery {
+        from: None,
+        to: None,
+        window_size: None,
+        time_zone: jiff::tz::TimeZone::get("UTC").unwrap(),
+        customers: vec![],
+        subjects: vec![],
+        group_by: Default::default(),
+        filters: BTreeMap::new(),
+    }
+}
+
+impl Lab {
+    /// A lab on the tests' ClickHouse.
+    pub fn new() -> Self {
+        Self::on(ClickHouse::shared().url())
+    }
+
+    /// A lab on a ClickHouse.
+    pub fn on(url: &str) -> Self {
+        let options = WarehouseOptions {
+            url: url.to_owned(),
+            database: format!("lab_{}", Uuid::new_v4().simple()),
+            user: "default".to_owned(),
+            password: String::new(),
+        };
+        let warehouse = Warehouse::new(&options);
+        let catalog = Catalog::default();
+        let service = Service::new(
+            Nowhere,
+            catalog.clone(),
+            warehouse.clone(),
+            std::sync::Arc::new(kubemeter::telemetry::Metrics::new().unwrap()),
+            NAMESPACE.to_owned(),
+            false,
+        );
+        Self { reconciler: Reconciler::new(warehouse.clone()), warehouse, catalog, service, customers: vec![] }
+    }
+
+    pub fn caller() -> Caller {
+        Caller { namespace: NAMESPACE.to_owned(), token: None }
+    }
+
+    /// Makes a Meter and waits until it answers.
+    pub async fn meter(&self, name: &str, spec: MeterSpec) -> Meter {
+        let mut meter = Meter::new(name, spec);
+        meter.metadata.namespace = Some(NAMESPACE.to_owned());
+        meter.metadata.uid = Some(Uuid::new_v4().to_string());
+        meter.metadata.generation = Some(1);
+        self.settle(meter).await
+    }
+
+    /// Reconciles until the Meter's spec answers.
+    pub async fn settle(&self, mut meter: Meter) -> Meter {
+        eventually("the meter is ready", async || {
+            let outcome = self.reconciler.meter(&meter).await.unwrap();
+            meter.status = Some(outcome.status);
+            self.catalog.put_meter(&meter);
+            let ready = meter.status.as_ref().unwrap().conditions.iter().any(|c| c.type_ == "Ready" && c.status == "True");
+            ready.then(|| meter.clone())
+        })
+        .await
+    }
+
+    /// Makes a Customer, younger than those before.
+    pub async fn customer(&mut self, name: &str, subjects: &[&str]) -> Customer {
+        let subjects = subjects.iter().map(|s| (*s).to_owned()).collect();
+        let mut customer = Customer::new(name, CustomerSpec { subjects, ..CustomerSpec::default() });
+        customer.metadata.namespace = Some(NAMESPACE.to_owned());
+        customer.metadata.uid = Some(Uuid::new_v4().to_string());
+        let created = jiff::Timestamp::from_second(1_700_000_000 + i64::try_from(self.customers.len()).unwrap()).unwrap();
+        customer.metadata.creation_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(created));
+        self.reconciler.customer(&customer, &self.customers).await.unwrap();
+        self.catalog.put_customer(&customer);
+        self.customers.push(customer.clone());
+        customer
+    }
+
+    /// Posts events.
+    pub async fn post(&self, events: &Value) -> Result<Ingested, Error> {
+        let items = parse(Form::Json, Bytes::from(events.to_string())).unwrap();
+        self.service.ingest_usage_events(&Self::caller(), items, false).await
+    }
+
+    pub async fn usage(&self, meter: &str, query: UsageQuery) -> Usage {
+        self.service.fetch_usage(&Self::caller(), meter, query).await.unwrap()
+    }
+
+    /// The one number of a meter; "0" when there is none.
+    pub async fn number(&self, meter: &str) -> String {
+        let usage = self.usage(meter, total()).await;
+        assert!(usage.data.len() < 2);
+        usage.data.first().map_or_else(|| "0".to_owned(), |row| row.value.clone())
+    }
+}

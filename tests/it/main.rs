@@ -1,0 +1,10 @@
+//! The integration tests, against the real parts. One binary, so that they are linked once.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a panic is how a test fails")]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod counting;
+mod lab;
+mod nowhere;
+mod rig;

@@ -1,0 +1,74 @@
+//! Processes that end with the test that started them, and with the process of the tests.
+
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::DEADLINE;
+
+/// A started program. It must end at the end of its stdin, which comes when the process of the tests ends: also by a
+/// signal, or while a `static`, which is never dropped, holds this.
+pub struct Running {
+    child: Child,
+}
+
+impl Running {
+    /// Starts `command` and waits for the first line on its stdout from which `ready` makes a value.
+    /// Panics with what the program said on stderr if it ends, or [`DEADLINE`] passes, before that.
+    pub fn start<T: Send + 'static>(command: &mut Command, ready: impl Fn(&str) -> Option<T> + Send + 'static) -> (Self, T) {
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        // Both pipes are read to their end: a full one would stop the program.
+        let mut stderr = child.stderr.take().expect("piped");
+        let said = thread::spawn(move || {
+            let mut text = Vec::new();
+            let _ = stderr.read_to_end(&mut text);
+            text
+        });
+        let stdout = BufReader::new(child.stdout.take().expect("piped"));
+        let (sender, first) = mpsc::channel();
+        thread::spawn(move || {
+            for line in stdout.lines().map_while(Result::ok) {
+                if let Some(value) = ready(&line) {
+                    let _ = sender.send(value);
+                }
+            }
+        });
+
+        let mut running = Self { child };
+        let Ok(value) = first.recv_timeout(DEADLINE) else {
+            running.kill();
+            let said = said.join().expect("reading does not panic");
+            panic!("{command:?} did not get ready:\n{}", String::from_utf8_lossy(&said));
+        };
+        (running, value)
+    }
+
+    /// Ends it by SIGKILL, as a crash would.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Asks it to end by SIGTERM and waits until it has. Panics after [`DEADLINE`].
+    pub fn stop(&mut self) {
+        let _ = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status();
+        let start = Instant::now();
+        while self.child.try_wait().expect("it was started").is_none() {
+            assert!(start.elapsed() < DEADLINE, "SIGTERM did not end it within {DEADLINE:?}");
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}

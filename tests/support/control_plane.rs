@@ -1,0 +1,83 @@
+//! A real Kubernetes API server with etcd and controller-manager, from `tests/rig/control_plane.py`.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::OnceLock;
+
+use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
+use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
+use kube::Client;
+use kube::api::{Api, ObjectMeta, PostParams};
+use kube::config::{Config, KubeConfigOptions, Kubeconfig};
+use serde_json::Value;
+
+use super::child::Running;
+
+/// A control plane: the cluster that `KUBEMETER_TEST_KUBECONFIG` names, else one of its own that ends on drop.
+pub struct ControlPlane {
+    /// A file with the rights of an administrator.
+    pub kubeconfig: PathBuf,
+    /// Of the API server.
+    pub url: String,
+    own: Option<Running>,
+}
+
+impl ControlPlane {
+    /// Starts one, which takes some 3 s. Most tests need no more than a namespace of [`ControlPlane::shared`].
+    pub fn start() -> Self {
+        if let Some(path) = std::env::var_os("KUBEMETER_TEST_KUBECONFIG") {
+            let config = Kubeconfig::read_from(&path).expect("KUBEMETER_TEST_KUBECONFIG is a kubeconfig");
+            let cluster = config.clusters.into_iter().find_map(|named| named.cluster);
+            let url = cluster.and_then(|cluster| cluster.server).expect("a kubeconfig names a server");
+            return Self { kubeconfig: path.into(), url, own: None };
+        }
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/rig/control_plane.py");
+        // A missing binary ends the script with a line that says `make setup-kubernetes`, which is then the panic's.
+        let (running, ready) = Running::start(Command::new("python3").arg(script), |line| serde_json::from_str::<Value>(line).ok());
+        let field = |name: &str| ready[name].as_str().expect("the script prints it").to_owned();
+        Self { kubeconfig: field("kubeconfig").into(), url: field("url"), own: Some(running) }
+    }
+
+    /// The one that all tests of this process share. It ends with the process, at the end of its stdin.
+    pub fn shared() -> &'static Self {
+        static SHARED: OnceLock<ControlPlane> = OnceLock::new();
+        SHARED.get_or_init(Self::start)
+    }
+
+    /// A client with the rights of an administrator.
+    pub async fn client(&self) -> Client {
+        let kubeconfig = Kubeconfig::read_from(&self.kubeconfig).expect("it is a kubeconfig");
+        let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await;
+        Client::try_from(config.expect("it names a cluster")).expect("it has usable credentials")
+    }
+
+    /// Makes a namespace that no other test has, and tells its name.
+    pub async fn namespace(&self) -> String {
+        let metadata = ObjectMeta { generate_name: Some("test-".into()), ..Default::default() };
+        let namespace = Namespace { metadata, ..Default::default() };
+        let api = Api::all(self.client().await);
+        let made = api.create(&PostParams::default(), &namespace).await.expect("an administrator may");
+        made.metadata.name.expect("the API server names it")
+    }
+
+    /// Makes a service account and a token of it for `audience` (`None`: the API server itself).
+    pub async fn service_account(&self, namespace: &str, name: &str, audience: Option<&str>) -> String {
+        let api: Api<ServiceAccount> = Api::namespaced(self.client().await, namespace);
+        let metadata = ObjectMeta { name: Some(name.into()), ..Default::default() };
+        let account = ServiceAccount { metadata, ..Default::default() };
+        api.create(&PostParams::default(), &account).await.expect("an administrator may");
+        let spec = TokenRequestSpec { audiences: audience.map(|name| vec![name.into()]), ..Default::default() };
+        let request = TokenRequest { spec: Some(spec), ..Default::default() };
+        let answer = api.create_token_request(name, &PostParams::default(), &request).await;
+        let status = answer.expect("the account is there").status;
+        status.and_then(|status| status.token).expect("a token was asked for")
+    }
+}
+
+impl Drop for ControlPlane {
+    fn drop(&mut self) {
+        if let Some(running) = &mut self.own {
+            running.stop();
+        }
+    }
+}
