@@ -1,5 +1,6 @@
 //! Logs and metrics.
 
+use std::io::IsTerminal as _;
 use std::time::Duration;
 
 use prometheus::{
@@ -32,7 +33,7 @@ pub enum Error {
 /// When the filter is none, or logs are set up already.
 pub fn init(filter: &str, json: bool) -> Result<(), Error> {
     let parsed = parse_filter(filter)?;
-    let logs = tracing_subscriber::fmt().with_env_filter(parsed).with_writer(std::io::stderr);
+    let logs = tracing_subscriber::fmt().with_env_filter(parsed).with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
     let done = if json { logs.json().try_init() } else { logs.try_init() };
     done.map_err(|_| Error::Twice)
 }

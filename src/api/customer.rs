@@ -1,4 +1,5 @@
 //! `Customer`: whose usage it is.
+#![allow(clippy::duplicated_attributes, reason = "each printcolumn has a type_")]
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, KubeSchema};

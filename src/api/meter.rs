@@ -1,4 +1,5 @@
 //! `Meter`: what to count.
+#![allow(clippy::duplicated_attributes, reason = "each printcolumn has a type_")]
 
 use std::collections::BTreeMap;
 

@@ -58,7 +58,7 @@ pub struct CancelFilter {
 
 /// Cancels events: from the next read on they count nowhere, and a re-send stays cancelled.
 #[utoipa::path(
-    delete, path = "/usage", tag = "usage",
+    delete, path = "/usage", tag = "usage", operation_id = "cancelUsageEvents",
     request_body = CancelDocument,
     responses((status = 200, description = "Cancelled, or counted in a dry run.", body = Cancelled))
 )]
@@ -71,7 +71,7 @@ pub async fn cancel<S: Metering + Records>(State(app): State<App<S>>, request: R
 
 /// Lists cancellations, newest first.
 #[utoipa::path(
-    get, path = "/usage/cancellations", tag = "usage",
+    get, path = "/usage/cancellations", tag = "usage", operation_id = "listCancellations",
     params(("limit" = Option<u32>, Query, description = "Most items of the page, 1 to 1000."), ("continue" = Option<String>, Query, description = "What the page before gave as `continue`.")),
     responses((status = 200, description = "A page.", body = Listing<CancellationRecord>))
 )]
@@ -82,7 +82,7 @@ pub async fn list<S: Metering + Records>(State(app): State<App<S>>, parts: Parts
 
 /// Undoes a cancellation: its events count again. Twice is once.
 #[utoipa::path(
-    post, path = "/usage/cancellations/{cancellationId}/revert", tag = "usage",
+    post, path = "/usage/cancellations/{cancellationId}/revert", tag = "usage", operation_id = "revertCancellation",
     params(("cancellationId" = String, Path, description = "What the cancellation was answered with.")),
     responses((status = 200, description = "Reverted.", body = CancellationRecord))
 )]

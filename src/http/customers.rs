@@ -15,7 +15,7 @@ use crate::metering::{CustomerDocument, Listing, Metering, Records};
 
 /// Creates a customer.
 #[utoipa::path(
-    post, path = "/customers", tag = "customers",
+    post, path = "/customers", tag = "customers", operation_id = "createCustomer",
     request_body = CustomerDocument,
     responses(
         (status = 201, description = "Created; its subjects are its own from the operator's next look.", body = CustomerDocument, headers(("Location" = String, description = "Path of the customer"))),
@@ -34,7 +34,7 @@ pub async fn create<S: Metering + Records>(State(app): State<App<S>>, request: R
 
 /// Lists customers, a page at a time.
 #[utoipa::path(
-    get, path = "/customers", tag = "customers",
+    get, path = "/customers", tag = "customers", operation_id = "fetchAllCustomers",
     params(("limit" = Option<u32>, Query, description = "Most items of the page, 1 to 1000."), ("continue" = Option<String>, Query, description = "What the page before gave as `continue`.")),
     responses((status = 200, description = "A page.", body = Listing<CustomerDocument>))
 )]
@@ -45,7 +45,7 @@ pub async fn list<S: Metering + Records>(State(app): State<App<S>>, parts: Parts
 
 /// Reads a customer.
 #[utoipa::path(
-    get, path = "/customers/{customerId}", tag = "customers",
+    get, path = "/customers/{customerId}", tag = "customers", operation_id = "fetchCustomer",
     params(("customerId" = String, Path, description = "The Customer's name.")),
     responses(
         (status = 200, description = "The customer.", body = CustomerDocument),
@@ -63,7 +63,7 @@ pub async fn fetch<S: Metering + Records>(
 
 /// Replaces what a customer says. `customerId` in the body may be left out.
 #[utoipa::path(
-    put, path = "/customers/{customerId}", tag = "customers",
+    put, path = "/customers/{customerId}", tag = "customers", operation_id = "updateCustomer",
     params(("customerId" = String, Path, description = "The Customer's name.")),
     request_body = CustomerDocument,
     responses(
@@ -86,7 +86,7 @@ pub async fn update<S: Metering + Records>(
 
 /// Deletes a customer. Its events stay or go by its `deletionPolicy`.
 #[utoipa::path(
-    delete, path = "/customers/{customerId}", tag = "customers",
+    delete, path = "/customers/{customerId}", tag = "customers", operation_id = "deleteCustomer",
     params(("customerId" = String, Path, description = "The Customer's name.")),
     responses(
         (status = 202, description = "Accepted; the operator cleans up.", body = Object),

@@ -18,7 +18,7 @@ use crate::metering::{Error, EventFilter, Ingested, Listing, Metering, Records, 
 /// 202 means that ClickHouse has confirmed every accepted event; a duplicate counts as accepted and changes nothing.
 /// Binary mode is one event in `ce-*` headers with its data as the body. `Content-Encoding` may be gzip or zstd.
 #[utoipa::path(
-    post, path = "/events", tag = "events",
+    post, path = "/events", tag = "events", operation_id = "ingestUsageEvent",
     params(("atomic" = Option<bool>, Query, description = "All or nothing: one bad event refuses all. Default: false, event by event.")),
     request_body(content(
         (super::openapi::CloudEvent = "application/cloudevents+json"),
@@ -42,7 +42,7 @@ pub async fn ingest<S: Metering + Records>(State(app): State<App<S>>, request: R
 
 /// Lists stored events with their state, oldest first.
 #[utoipa::path(
-    get, path = "/events", tag = "events",
+    get, path = "/events", tag = "events", operation_id = "listEvents",
     params(
         ("type" = Option<String>, Query, description = "Only this CloudEvents type."),
         ("subject" = Option<String>, Query, description = "Only this subject."),
@@ -64,7 +64,7 @@ pub async fn list<S: Metering + Records>(State(app): State<App<S>>, parts: Parts
 
 /// Lists events that were refused and kept, oldest first.
 #[utoipa::path(
-    get, path = "/events/rejected", tag = "events",
+    get, path = "/events/rejected", tag = "events", operation_id = "listRejectedEvents",
     params(("limit" = Option<u32>, Query, description = "Most items of the page, 1 to 1000."), ("continue" = Option<String>, Query, description = "What the page before gave as `continue`.")),
     responses((status = 200, description = "A page.", body = Listing<RejectedEvent>))
 )]
@@ -88,7 +88,7 @@ pub struct ReplayRequest {
 
 /// Tries kept rejects again; those that pass now count and leave the list.
 #[utoipa::path(
-    post, path = "/events/rejected/replay", tag = "events",
+    post, path = "/events/rejected/replay", tag = "events", operation_id = "replayRejectedEvents",
     request_body(content = Option<ReplayRequest>, description = "No body: all."),
     responses((status = 200, description = "What passed now, and what is still refused.", body = Ingested))
 )]

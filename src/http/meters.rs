@@ -14,7 +14,7 @@ use crate::metering::{Listing, MeterDocument, Metering, Records};
 
 /// Creates a meter.
 #[utoipa::path(
-    post, path = "/meters", tag = "meters",
+    post, path = "/meters", tag = "meters", operation_id = "createMeter",
     request_body = MeterDocument,
     responses(
         (status = 201, description = "Created; the operator provisions it.", body = MeterDocument, headers(("Location" = String, description = "Path of the meter"))),
@@ -33,7 +33,7 @@ pub async fn create<S: Metering + Records>(State(app): State<App<S>>, request: R
 
 /// Lists meters, a page at a time.
 #[utoipa::path(
-    get, path = "/meters", tag = "meters",
+    get, path = "/meters", tag = "meters", operation_id = "fetchAllMeters",
     params(("limit" = Option<u32>, Query, description = "Most items of the page, 1 to 1000."), ("continue" = Option<String>, Query, description = "What the page before gave as `continue`.")),
     responses((status = 200, description = "A page.", body = Listing<MeterDocument>))
 )]
@@ -44,7 +44,7 @@ pub async fn list<S: Metering + Records>(State(app): State<App<S>>, parts: Parts
 
 /// Reads a meter.
 #[utoipa::path(
-    get, path = "/meters/{meterId}", tag = "meters",
+    get, path = "/meters/{meterId}", tag = "meters", operation_id = "fetchMeter",
     params(("meterId" = String, Path, description = "The Meter's name.")),
     responses(
         (status = 200, description = "The meter.", body = MeterDocument),
@@ -62,7 +62,7 @@ pub async fn fetch<S: Metering + Records>(
 
 /// Replaces what a meter says. `meterId` in the body may be left out.
 #[utoipa::path(
-    put, path = "/meters/{meterId}", tag = "meters",
+    put, path = "/meters/{meterId}", tag = "meters", operation_id = "updateMeter",
     params(("meterId" = String, Path, description = "The Meter's name.")),
     request_body = MeterDocument,
     responses(
@@ -85,7 +85,7 @@ pub async fn update<S: Metering + Records>(
 
 /// Deletes a meter. Its table goes or stays by its `deletionPolicy`.
 #[utoipa::path(
-    delete, path = "/meters/{meterId}", tag = "meters",
+    delete, path = "/meters/{meterId}", tag = "meters", operation_id = "deleteMeter",
     params(("meterId" = String, Path, description = "The Meter's name.")),
     responses(
         (status = 202, description = "Accepted; the operator cleans up.", body = Object),

@@ -52,7 +52,6 @@ pub struct EventBridgeEvent {
 
 /// What `application/json` may be: an event, several, or an EventBridge envelope.
 #[derive(ToSchema)]
-#[schema(no_recursion)]
 #[allow(dead_code, missing_docs)]
 #[serde(untagged)]
 pub enum EventOrEvents {
@@ -72,7 +71,7 @@ pub enum EventOrEvents {
         usage::fetch, cancel::cancel, cancel::list, cancel::revert,
         probes::healthz, probes::readyz, probes::metrics, openapi_json,
     ),
-    components(schemas(ProblemDocument)),
+    components(schemas(ProblemDocument, CloudEvent, EventBridgeEvent)),
     tags(
         (name = "meters", description = "What is counted. A proxy of the Kubernetes API, with the caller's own bearer token."),
         (name = "customers", description = "Whose usage it is. A proxy of the Kubernetes API, as meters are."),

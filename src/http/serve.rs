@@ -11,7 +11,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, Sleep};
 
@@ -20,7 +20,7 @@ use crate::limits;
 /// How long a client may take for its headers, and how long an idle connection stays.
 const HEADERS_WITHIN: Duration = Duration::from_secs(30);
 /// How long a client may take nothing of its answer.
-const WRITE_WITHIN: Duration = Duration::from_secs(30);
+pub(super) const WRITE_WITHIN: Duration = Duration::from_secs(30);
 /// How long requests in flight may take to finish when the service stops. Kubernetes kills after 30 s.
 const FINISH_WITHIN: Duration = Duration::from_secs(25);
 /// Wait after a failed accept: out of file handles, most likely, and others will close theirs.
@@ -69,19 +69,19 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: impl Future<
 
 /// A connection that fails when the other side takes nothing for [`WRITE_WITHIN`]: else an answer that nobody reads
 /// would hold its memory for ever.
-struct Impatient {
-    stream: TcpStream,
+pub(super) struct Impatient<T> {
+    stream: T,
     deadline: Pin<Box<Sleep>>,
     waiting: bool,
 }
 
-impl Impatient {
-    fn new(stream: TcpStream) -> Self {
+impl<T> Impatient<T> {
+    pub(super) fn new(stream: T) -> Self {
         Self { stream, deadline: Box::pin(tokio::time::sleep(WRITE_WITHIN)), waiting: false }
     }
 
     /// Passes progress on; starts or asks the clock when there is none.
-    fn patiently<T>(&mut self, polled: Poll<std::io::Result<T>>, context: &mut Context<'_>) -> Poll<std::io::Result<T>> {
+    fn patiently(&mut self, polled: Poll<std::io::Result<usize>>, context: &mut Context<'_>) -> Poll<std::io::Result<usize>> {
         if polled.is_ready() {
             self.waiting = false;
             return polled;
@@ -95,13 +95,13 @@ impl Impatient {
     }
 }
 
-impl AsyncRead for Impatient {
+impl<T: AsyncRead + Unpin> AsyncRead for Impatient<T> {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(context, buffer)
     }
 }
 
-impl AsyncWrite for Impatient {
+impl<T: AsyncWrite + Unpin> AsyncWrite for Impatient<T> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<std::io::Result<usize>> {
         let polled = Pin::new(&mut self.stream).poll_write(context, bytes);
         self.patiently(polled, context)

@@ -25,7 +25,7 @@ const KNOWN: &[&str] = &["from", "to", "windowSize", "windowTimeZone", "customer
 /// customer and subject when grouped by, the groups by name, and value last. Cells are as stored: a spreadsheet must
 /// import them as text, because one that starts with `=` would run as a formula.
 #[utoipa::path(
-    get, path = "/usage/{meterId}", tag = "usage",
+    get, path = "/usage/{meterId}", tag = "usage", operation_id = "fetchUsage",
     params(
         ("meterId" = String, Path, description = "The Meter's name."),
         ("from" = Option<String>, Query, format = DateTime, description = "Inclusive, RFC 3339. Absent: from the first event."),

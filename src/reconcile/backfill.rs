@@ -4,13 +4,16 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::task::JoinHandle;
+use tokio::sync::watch;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::Error;
 use crate::api::BackfillProgress;
 use crate::warehouse::Warehouse;
-use crate::warehouse::schema::{self, Layout, TableNote, TableState};
+use crate::warehouse::schema::{self, TableNote, TableState};
 
+/// How long a reconcile waits for a backfill to end before it says how far it is: most end at once.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// Deadline of one month's copy.
 const MONTH: Duration = Duration::from_secs(6 * 3_600);
 
@@ -19,85 +22,63 @@ const MONTH: Duration = Duration::from_secs(6 * 3_600);
 pub(super) struct Backfills(Arc<Mutex<HashMap<String, Running>>>);
 
 struct Running {
-    task: JoinHandle<()>,
-    progress: BackfillProgress,
-    failed: Option<Error>,
+    task: AbortOnDropHandle<Result<(), Error>>,
+    progress: watch::Receiver<BackfillProgress>,
+}
+
+/// One table's backfill.
+pub(super) struct Job {
+    pub(super) warehouse: Warehouse,
+    pub(super) table: String,
+    /// Copies `{month:UInt32}`.
+    pub(super) copy: String,
+    pub(super) event_type: String,
+    pub(super) note: TableNote,
+    /// The last month that is copied, `yyyymm`.
+    pub(super) after: u32,
 }
 
 impl Backfills {
-    /// Starts a table's backfill if it doesn't run, and says how far it is.
+    /// Starts a table's backfill if it doesn't run, waits a little, and says how far it is; None: it is done.
     ///
     /// # Errors
-    /// What ended it since the last call; the next call starts it again.
-    pub(super) fn advance(
-        &self,
-        warehouse: &Warehouse,
-        table: &str,
-        layout: &Layout,
-        event_type: &str,
-        note: &TableNote,
-        after: u32,
-    ) -> Result<BackfillProgress, Error> {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(running) = all.get(table) {
-            if let Some(error) = running.failed.clone() {
-                all.remove(table);
-                return Err(error);
-            }
-            if !running.task.is_finished() {
-                return Ok(running.progress.clone());
+    /// What ended it; the next call starts it again.
+    pub(super) async fn advance(&self, job: Job) -> Result<Option<BackfillProgress>, Error> {
+        let table = job.table.clone();
+        let mut running = self.take(&table).unwrap_or_else(|| job.start());
+        match tokio::time::timeout(PATIENCE, &mut running.task).await {
+            Ok(Ok(done)) => done.map(|()| None),
+            Ok(Err(ended)) => Err(Error::Refused(format!("the backfill was ended: {ended}"))),
+            Err(_) => {
+                let progress = running.progress.borrow().clone();
+                self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(table, running);
+                Ok(Some(progress))
             }
         }
-        let progress = BackfillProgress { table: table.to_owned(), months_done: 0, months_total: 0 };
-        let job = Job {
-            all: self.clone(),
-            warehouse: warehouse.clone(),
-            table: table.to_owned(),
-            copy: layout.backfill(warehouse.database(), table),
-            event_type: event_type.to_owned(),
-            note: note.clone(),
-        };
-        let task = tokio::spawn(async move {
-            if let Err(error) = job.run(after).await {
-                job.all.update(&job.table, |running| running.failed = Some(error));
-            }
-        });
-        all.insert(table.to_owned(), Running { task, progress: progress.clone(), failed: None });
-        Ok(progress)
     }
 
     /// Ends a table's backfill, because the table goes.
     pub(super) fn stop(&self, table: &str) {
-        if let Some(running) = self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(table) {
-            running.task.abort();
-        }
+        drop(self.take(table));
     }
 
-    fn update(&self, table: &str, change: impl FnOnce(&mut Running)) {
-        if let Some(running) = self.0.lock().unwrap_or_else(PoisonError::into_inner).get_mut(table) {
-            change(running);
-        }
+    fn take(&self, table: &str) -> Option<Running> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(table)
     }
-}
-
-struct Job {
-    all: Backfills,
-    warehouse: Warehouse,
-    table: String,
-    copy: String,
-    event_type: String,
-    note: TableNote,
 }
 
 impl Job {
-    async fn run(&self, after: u32) -> Result<(), Error> {
+    fn start(self) -> Running {
+        let (report, progress) = watch::channel(BackfillProgress { table: self.table.clone(), months_done: 0, months_total: 0 });
+        Running { task: AbortOnDropHandle::new(tokio::spawn(async move { self.run(&report).await })), progress }
+    }
+
+    async fn run(&self, report: &watch::Sender<BackfillProgress>) -> Result<(), Error> {
         let months = self.warehouse.months_of(&self.note.namespace, &self.event_type).await?;
-        let total = i64::try_from(months.len()).unwrap_or(i64::MAX);
-        for (done, month) in (0..).zip(&months) {
-            self.all.update(&self.table, |running| {
-                running.progress = BackfillProgress { table: self.table.clone(), months_done: done, months_total: total }
-            });
-            if *month > after {
+        let months_total = i64::try_from(months.len()).unwrap_or(i64::MAX);
+        for (months_done, month) in (0..).zip(&months) {
+            report.send_replace(BackfillProgress { table: self.table.clone(), months_done, months_total });
+            if *month > self.after {
                 self.warehouse.query(&self.copy).bind("month", *month).within(MONTH).named("kubemeter-backfill").run().await?;
                 self.note(TableState::Filling(*month)).await?;
             }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use kube::ResourceExt;
 
+use super::backfill::Job;
 use super::{Error, Outcome, Reconciler, transition};
 use crate::api::{ActiveMeter, BackfillProgress, ConditionType, Conditions, DeletionPolicy, Meter, MeterStatus, Reason};
 use crate::meter::{Definition, Measure};
@@ -41,16 +42,21 @@ impl Reconciler {
             state: TableState::New,
             retention_days: definition.retention_days,
         };
-        let observed = self.observe(&uid).await?;
-        let plan = plan(&target, definition.retention_days, &observed, Timestamp::now().as_second());
-        let mut filling = None;
-        for step in &plan.steps {
-            filling = self.apply(step, &target, &layout, &definition, &note, &observed).await?;
+        loop {
+            let observed = self.observe(&uid).await?;
+            let plan = plan(&target, definition.retention_days, &observed, Timestamp::now().as_second());
+            let mut filling = None;
+            for step in &plan.steps {
+                filling = self.apply(step, &target, &layout, &definition, &note, &observed).await?;
+            }
+            if plan.live {
+                return self.ready(meter, &definition, target, plan.again_s).await;
+            }
+            if let Some(progress) = filling {
+                return Ok(backfilling(meter, &observed, progress));
+            }
+            // The backfill is done: what is there now makes another plan.
         }
-        if plan.live {
-            return self.ready(meter, &definition, target, plan.again_s).await;
-        }
-        Ok(backfilling(meter, &observed, filling.unwrap_or(BackfillProgress { table: target, months_done: 0, months_total: 0 })))
     }
 
     /// Stops counting, and drops the tables when the deletion policy says so. Idempotent.
@@ -111,7 +117,9 @@ impl Reconciler {
                 self.note(target, &TableNote { state: TableState::Filling(0), ..note.clone() }).await?;
             }
             Step::Backfill { after } => {
-                return self.backfills.advance(warehouse, target, layout, &definition.event_type, note, *after).map(Some);
+                let copy = layout.backfill(database, target);
+                let (warehouse, table, event_type) = (warehouse.clone(), target.to_owned(), definition.event_type.clone());
+                return self.backfills.advance(Job { warehouse, table, copy, event_type, note: note.clone(), after: *after }).await;
             }
             Step::Revive => self.note(target, &TableNote { state: TableState::Live, ..note.clone() }).await?,
             Step::AlterRetention => {

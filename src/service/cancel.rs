@@ -33,25 +33,33 @@ impl<R: Registry> Service<R> {
             let cancelled = self.warehouse.count_to_cancel(target).await?;
             return Ok(Cancelled { cancellation_id: None, cancelled, not_found, dry_run: true });
         }
-        let cancelled = self.warehouse.note_to_cancel(target, namespace, id).await?;
-        if cancelled == 0 {
-            return Ok(Cancelled { cancellation_id: None, cancelled, not_found, dry_run: false });
-        }
-        let record =
-            CancellationRecord { cancellation_id: id, reason: request.reason, created_at: Timestamp::now(), cancelled, reverted_at: None };
-        self.warehouse.write_cancellation(namespace, &record).await?;
-        self.warehouse.write_tombstones(namespace, id).await?;
-        Ok(Cancelled { cancellation_id: Some(id), cancelled, not_found, dry_run: false })
+        let (warehouse, namespace) = (self.warehouse.clone(), namespace.to_owned());
+        let cancelled = to_the_end(async move {
+            let cancelled = warehouse.note_to_cancel(target, &namespace, id).await?;
+            if cancelled > 0 {
+                let (created_at, reason) = (Timestamp::now(), request.reason);
+                let record = CancellationRecord { cancellation_id: id, reason, created_at, cancelled, reverted_at: None };
+                warehouse.write_cancellation(&namespace, &record).await?;
+                warehouse.write_tombstones(&namespace, id).await?;
+            }
+            Ok(cancelled)
+        })
+        .await?;
+        Ok(Cancelled { cancellation_id: (cancelled > 0).then_some(id), cancelled, not_found, dry_run: false })
     }
 
     pub(super) async fn revert(&self, namespace: &str, id: Uuid) -> Result<CancellationRecord, Error> {
         self.warehouse.ensure_bootstrap().await?;
         let record = self.warehouse.cancellation(namespace, id).await?;
         let record = record.ok_or_else(|| Error::NotFound(format!("there is no cancellation {id} in namespace {namespace}")))?;
-        self.warehouse.write_reverts(namespace, id).await?;
         let record = CancellationRecord { reverted_at: Some(record.reverted_at.unwrap_or_else(Timestamp::now)), ..record };
-        self.warehouse.write_cancellation(namespace, &record).await?;
-        Ok(record)
+        let (warehouse, namespace) = (self.warehouse.clone(), namespace.to_owned());
+        to_the_end(async move {
+            warehouse.write_reverts(&namespace, id).await?;
+            warehouse.write_cancellation(&namespace, &record).await?;
+            Ok(record)
+        })
+        .await
     }
 
     /// The stored ones among named events, and the others.
@@ -64,4 +72,9 @@ impl<R: Registry> Service<R> {
         let not_found = events.iter().zip(&ids).filter(|(_, id)| !stored.contains_key(id)).map(|(event, _)| event.clone()).collect();
         Ok((select::cancel_by_ids(self.warehouse.database(), namespace, stored.into_keys().collect()), not_found))
     }
+}
+
+/// Carries work to its end though the request that wants it goes away.
+async fn to_the_end<T: Send + 'static>(work: impl Future<Output = Result<T, Error>> + Send + 'static) -> Result<T, Error> {
+    tokio::spawn(work).await.unwrap_or_else(|why| Err(Error::Internal(format!("the work was ended: {why}"))))
 }

@@ -125,7 +125,7 @@ impl Query<'_> {
     /// # Errors
     /// See [`Error`].
     pub async fn run(self) -> Result<(), Error> {
-        self.warehouse.timed(self.deadline, self.inner.execute()).await
+        self.warehouse.timed(self.deadline, bounded(self.inner, self.deadline).execute()).await
     }
 
     /// Reads all rows.
@@ -133,7 +133,7 @@ impl Query<'_> {
     /// # Errors
     /// See [`Error`].
     pub async fn rows<T: RowOwned + RowRead>(self) -> Result<Vec<T>, Error> {
-        self.warehouse.timed(self.deadline, self.inner.fetch_all()).await
+        self.warehouse.timed(self.deadline, bounded(self.inner, self.deadline).fetch_all()).await
     }
 
     /// Reads the one row of a query that always has one.
@@ -141,8 +141,13 @@ impl Query<'_> {
     /// # Errors
     /// See [`Error`].
     pub async fn one<T: RowOwned + RowRead>(self) -> Result<T, Error> {
-        self.warehouse.timed(self.deadline, self.inner.fetch_one()).await
+        self.warehouse.timed(self.deadline, bounded(self.inner, self.deadline).fetch_one()).await
     }
+}
+
+/// Lets ClickHouse end a statement that nobody waits for any more.
+fn bounded(query: clickhouse::query::Query, deadline: Duration) -> clickhouse::query::Query {
+    query.with_setting("max_execution_time", deadline.as_secs().to_string())
 }
 
 impl Warehouse {
@@ -171,7 +176,7 @@ impl Warehouse {
 
     /// A statement; `sql` has `{name:Type}` where values go.
     pub fn query(&self, sql: &str) -> Query<'_> {
-        let inner = self.client.query_raw(sql).with_setting("max_execution_time", SHORT.as_secs().to_string());
+        let inner = self.client.query_raw(sql);
         Query { warehouse: self, inner, deadline: SHORT }
     }
 

@@ -65,7 +65,8 @@ async fn each_call_refuses_unknown_parameters_and_bad_namespaces() {
 
 #[tokio::test]
 async fn each_failure_of_the_service_has_its_status() {
-    let failures: &[(fn() -> Error, u16, &str)] = &[
+    type Failure = (fn() -> Error, u16, &'static str);
+    let failures: &[Failure] = &[
         (|| Error::Invalid { code: "invalid_parameter", message: "groupBy: none".into() }, 400, "invalid_parameter"),
         (|| Error::NotFound("no such meter".into()), 404, "not_found"),
         (|| Error::Conflict("stale".into()), 409, "conflict"),
