@@ -4,7 +4,14 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod catalog;
+mod cluster;
+mod controller;
 mod counting;
+mod crds;
 mod lab;
+mod leader;
 mod nowhere;
+mod operator;
+mod registry;
 mod rig;
