@@ -20,7 +20,10 @@
 
 pub mod api;
 pub mod catalog;
+pub mod catalog_watch;
+pub mod cluster;
 pub mod command;
+pub mod controller;
 pub mod engine;
 pub mod event;
 pub mod folder;

@@ -60,6 +60,8 @@ pub struct Metrics {
     pub queued_events: IntGauge,
     /// Seconds of one usage query.
     pub usage_seconds: Histogram,
+    /// 1 while this replica of the operator works, and the others wait.
+    pub leading: IntGauge,
 }
 
 impl Metrics {
@@ -89,6 +91,7 @@ impl Metrics {
             batch_events: histogram("kubemeter_insert_batch_events", "Events in one INSERT.", exponential_buckets(1.0, 4.0, 10)?)?,
             queued_events: added(&registry, IntGauge::new("kubemeter_queued_events", "Events that wait for their INSERT."))?,
             usage_seconds: histogram("kubemeter_usage_query_duration_seconds", "Time of a usage query.", seconds.clone())?,
+            leading: added(&registry, IntGauge::new("kubemeter_leading", "1 while this replica of the operator works."))?,
             registry,
         })
     }
@@ -105,7 +108,7 @@ impl Metrics {
     }
 
     /// A reconcile of a kind (`Meter`, `Customer`) ended with a result (`ok` or an error's reason).
-    pub fn reconciled(&self, kind: &'static str, result: &'static str, took: Duration) {
+    pub fn reconciled(&self, kind: &str, result: &str, took: Duration) {
         self.reconciles.with_label_values(&[kind, result]).inc();
         self.reconcile_seconds.with_label_values(&[kind]).observe(took.as_secs_f64());
     }

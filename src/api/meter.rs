@@ -42,7 +42,8 @@ pub struct MeterSpec {
     pub description: Option<String>,
 
     /// The CloudEvents `type` of the events that are counted, such as `api.request`.
-    #[schemars(length(min = 1, max = 1024), regex(pattern = r"^[^\x00-\x1f\x7f]+$"))]
+    #[schemars(length(min = 1, max = 1024))]
+    #[x_kube(validation = Rule::new(r"!self.matches('[\\x00-\\x1f\\x7f]')").message("an event type has no control characters"))]
     pub event_type: String,
 
     /// How the values of a window become one number.
@@ -50,10 +51,8 @@ pub struct MeterSpec {
 
     /// JSONPath of the value in the event's `data`: `$.a.b`, `$['a']`, `$.a[0]`. Required, except for `Count`, which has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(
-        length(min = 2, max = 256),
-        regex(pattern = r"^\$(\.[A-Za-z_][A-Za-z0-9_]*|\['([^'\\\x00-\x1f]|\\['\\])+'\]|\[[0-9]{1,4}\])+$")
-    )]
+    #[schemars(length(min = 2, max = 256))]
+    #[x_kube(validation = Rule::new(r"self.matches('^\\$(\\.[A-Za-z_][A-Za-z0-9_]*|\\[\'([^\'\\\\\\x00-\\x1f]|\\\\[\'\\\\])+\'\\]|\\[[0-9]{1,4}\\])+$')").message("a JSONPath such as $.a.b, $['a'] or $.a[0] is expected"))]
     pub value_property: Option<String>,
 
     /// Names to group usage by, each with the JSONPath of its value in the event's `data`. `customer` and `subject` are always there and need no entry.
@@ -62,7 +61,7 @@ pub struct MeterSpec {
     #[x_kube(
         validation = Rule::new("self.all(k, k.matches('^[a-z][a-z0-9_]{0,62}$'))").message("group names are 1 to 63 of a-z, 0-9 and _, and start with a letter"),
         validation = Rule::new("!('customer' in self) && !('subject' in self)").message("customer and subject are built in: leave them out of groupBy"),
-        validation = Rule::new(r"self.all(k, self[k].size() <= 256 && self[k].matches('^\\$(\\.[A-Za-z_][A-Za-z0-9_]*|\\[\'([^\'\\\\\\x00-\\x1f]|\\\\[\'\\\\])+\'\\]|\\[[0-9]{1,4}\\])+$'))").message("each groupBy value is a JSONPath such as $.a.b, $['a'] or $.a[0]")
+        validation = Rule::new(r"self.all(k, self[k].matches('^\\$(\\.[A-Za-z_][A-Za-z0-9_]*|\\[\'([^\'\\\\\\x00-\\x1f]|\\\\[\'\\\\])+\'\\]|\\[[0-9]{1,4}\\])+$'))").message("each groupBy value is a JSONPath such as $.a.b, $['a'] or $.a[0]")
     )]
     #[schemars(extend("maxProperties" = 16), schema_with = "group_by_schema")]
     pub group_by: BTreeMap<String, String>,
@@ -74,7 +73,8 @@ pub struct MeterSpec {
 
     /// How long usage stays in this meter, in days (`400d`). Absent: for ever.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 6), regex(pattern = r"^[1-9][0-9]{0,4}d$"))]
+    #[schemars(length(max = 6))]
+    #[x_kube(validation = Rule::new("self.matches('^[1-9][0-9]{0,4}d$')").message("days such as 400d are expected"))]
     pub retention: Option<String>,
 
     /// What becomes of the meter's ClickHouse table when the Meter is deleted.

@@ -2,12 +2,16 @@
 
 use std::sync::Arc;
 
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::ClickhouseOptions;
 use crate::catalog::Catalog;
+use crate::catalog_watch::watch_catalog;
+use crate::cluster;
 use crate::http::{self, HttpOptions};
 use crate::registry::Registry;
+use crate::registry::kube::KubeRegistry;
 use crate::service::Service;
 use crate::telemetry::Metrics;
 
@@ -41,6 +45,29 @@ pub async fn serve<R: Registry>(listener: tokio::net::TcpListener, parts: Gatewa
 ///
 /// # Errors
 /// One line that says what could not be done, and why.
-pub async fn run(_args: super::GatewayArgs) -> Result<(), String> {
-    Err("not built yet".to_owned())
+pub async fn run(args: super::GatewayArgs) -> Result<(), String> {
+    let stop = super::stop::token(false)?;
+    let config = cluster::config().await?;
+    let listener = TcpListener::bind(args.listen)
+        .await
+        .map_err(|why| format!("can't listen on {}: {why}; choose another address with --listen or KUBEMETER_LISTEN", args.listen))?;
+    let catalog = Catalog::default();
+    let registry = KubeRegistry::new(config.clone())?;
+    // Watched until the last request is answered, and without end while the API server is away.
+    let served = CancellationToken::new();
+    let watch = watch_catalog(cluster::client(config)?, args.watch_namespace, catalog.clone(), served.clone());
+    let parts = GatewayParts {
+        registry,
+        catalog,
+        clickhouse: args.clickhouse,
+        namespace: args.namespace,
+        known_customers_only: args.known_customers_only,
+    };
+    tracing::info!(listen = %args.listen, "gateway starts");
+    let serve = async {
+        let result = serve(listener, parts, stop).await;
+        served.cancel();
+        result
+    };
+    tokio::join!(serve, watch).0
 }

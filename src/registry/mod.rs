@@ -12,9 +12,13 @@ use serde::de::DeserializeOwned;
 use crate::api::{Customer, Meter};
 use crate::metering::{Caller, Error, Listing, Page};
 
+mod kube;
+
+pub use self::kube::KubeRegistry;
+
 /// The two kinds of object that a registry keeps.
 pub trait Kind:
-    kube::Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + Serialize + DeserializeOwned + Send + Sync + 'static
+    ::kube::Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + Serialize + DeserializeOwned + Send + Sync + 'static
 {
 }
 

@@ -4,9 +4,16 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod catalog;
+mod cluster;
+mod controller;
 mod counting;
+mod crds;
 mod dev;
 mod engine;
 mod lab;
+mod leader;
 mod nowhere;
+mod operator;
+mod registry;
 mod rig;
