@@ -10,8 +10,8 @@ use crate::catalog::Catalog;
 use crate::catalog_watch::watch_catalog;
 use crate::cluster;
 use crate::http::{self, HttpOptions};
-use crate::registry::Registry;
-use crate::registry::kube::KubeRegistry;
+use crate::registry::{KubeRegistry, Registry};
+
 use crate::service::Service;
 use crate::telemetry::Metrics;
 
