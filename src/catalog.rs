@@ -30,7 +30,50 @@ struct Known {
     meters: HashMap<(String, String), Arc<KnownMeter>>,
     by_type: HashMap<(String, String), Vec<Arc<KnownMeter>>>,
     customers: HashMap<(String, String), BTreeSet<String>>,
+    /// How many Customers claim a (namespace, subject).
+    claims: HashMap<(String, String), usize>,
     synced: bool,
+}
+
+impl Known {
+    fn put(&mut self, meter: Arc<KnownMeter>) {
+        let key = (meter.namespace.clone(), meter.meter_id.clone());
+        self.take(&key);
+        if let Some(definition) = &meter.definition {
+            self.by_type.entry((key.0.clone(), definition.event_type.clone())).or_default().push(Arc::clone(&meter));
+        }
+        self.meters.insert(key, meter);
+    }
+
+    fn take(&mut self, key: &(String, String)) {
+        if let Some(KnownMeter { namespace, meter_id, definition: Some(definition), .. }) = self.meters.remove(key).as_deref() {
+            let of_type = (namespace.clone(), definition.event_type.clone());
+            if let Some(meters) = self.by_type.get_mut(&of_type) {
+                meters.retain(|meter| meter.meter_id != *meter_id);
+                if meters.is_empty() {
+                    self.by_type.remove(&of_type);
+                }
+            }
+        }
+    }
+
+    fn put_customer(&mut self, key: (String, String), subjects: BTreeSet<String>) {
+        self.take_customer(&key);
+        for subject in &subjects {
+            *self.claims.entry((key.0.clone(), subject.clone())).or_default() += 1;
+        }
+        self.customers.insert(key, subjects);
+    }
+
+    fn take_customer(&mut self, key: &(String, String)) {
+        for subject in self.customers.remove(key).unwrap_or_default() {
+            let claim = (key.0.clone(), subject);
+            match self.claims.get_mut(&claim) {
+                Some(claims) if *claims > 1 => *claims -= 1,
+                _ => drop(self.claims.remove(&claim)),
+            }
+        }
+    }
 }
 
 impl Catalog {
@@ -44,32 +87,24 @@ impl Catalog {
             definition: Definition::parse(&meter.spec).ok(),
             active: active.and_then(|a| Some((a.table.clone(), Definition::parse_active(a).ok()?))),
         });
-        self.write(|all| {
-            all.meters.insert((namespace, known.meter_id.clone()), known);
-        });
+        self.write(|all| all.put(known));
     }
 
     /// Forgets a Meter.
     pub fn remove_meter(&self, namespace: &str, name: &str) {
-        self.write(|all| drop(all.meters.remove(&(namespace.to_owned(), name.to_owned()))));
+        self.write(|all| all.take(&(namespace.to_owned(), name.to_owned())));
     }
 
     /// Adds or replaces a Customer.
     pub fn put_customer(&self, customer: &Customer) {
         let subjects = customer.subjects().iter().map(|s| (*s).to_owned()).collect();
         let key = (customer.namespace().unwrap_or_default(), customer.name_any());
-        self.write(|all| drop(all.customers.insert(key, subjects)));
+        self.write(|all| all.put_customer(key, subjects));
     }
 
     /// Forgets a Customer.
     pub fn remove_customer(&self, namespace: &str, name: &str) {
-        self.write(|all| drop(all.customers.remove(&(namespace.to_owned(), name.to_owned()))));
-    }
-
-    /// Replaces everything: what a watch found when it (re)started.
-    pub fn replace_meters(&self, meters: &[Meter]) {
-        self.write(|all| all.meters.clear());
-        meters.iter().for_each(|meter| self.put_meter(meter));
+        self.write(|all| all.take_customer(&(namespace.to_owned(), name.to_owned())));
     }
 
     /// Says that all there is has been read once: the gateway may be ready.
@@ -92,22 +127,15 @@ impl Catalog {
         self.read(|all| all.by_type.get(&(namespace.to_owned(), event_type.to_owned())).cloned().unwrap_or_default())
     }
 
-    /// Whether a Customer of that name, or with that subject, is known.
+    /// Whether some Customer has a subject.
     pub fn has_subject(&self, namespace: &str, subject: &str) -> bool {
-        self.read(|all| all.customers.iter().any(|((ns, _), subjects)| ns == namespace && subjects.contains(subject)))
+        self.read(|all| all.claims.contains_key(&(namespace.to_owned(), subject.to_owned())))
     }
 
     fn write(&self, change: impl FnOnce(&mut Known)) {
         // A poisoned lock only means that a reader panicked: the maps are whole.
         let mut all = self.0.write().unwrap_or_else(PoisonError::into_inner);
         change(&mut all);
-        let mut by_type: HashMap<_, Vec<_>> = HashMap::new();
-        for meter in all.meters.values() {
-            if let Some(definition) = &meter.definition {
-                by_type.entry((meter.namespace.clone(), definition.event_type.clone())).or_default().push(Arc::clone(meter));
-            }
-        }
-        all.by_type = by_type;
     }
 
     fn read<T>(&self, look: impl FnOnce(&Known) -> T) -> T {
