@@ -17,3 +17,4 @@ mod nowhere;
 mod operator;
 mod registry;
 mod rig;
+mod whole;
