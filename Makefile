@@ -28,9 +28,10 @@ test: setup setup-kubernetes lint ## Pass every test, against a real ClickHouse 
 	cargo test --locked --no-fail-fast
 
 .PHONY: lint
-lint: ## Check formatting and clippy's lints
+lint: ## Check formatting, lints, licences of dependencies
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
+	@$(PYTHON) scripts/dependencies.py
 
 .PHONY: build
 build: ## Build kubemeter (PROFILE=debug: unoptimised)

@@ -34,7 +34,7 @@ pub const FILTER_VALUES: usize = 1_000;
 /// Longest filter value in a query, in bytes.
 pub const FILTER_BYTES: usize = 16 * 1_024;
 /// Most rows in one usage answer; more is refused with advice to narrow the question.
-pub const USAGE_ROWS: u64 = 1_000_000;
+pub const USAGE_ROWS: u64 = 250_000;
 /// Default and greatest page of a listing.
 pub const PAGE_DEFAULT: u32 = 100;
 /// See [`PAGE_DEFAULT`].

@@ -14,6 +14,9 @@ use crate::telemetry::Metrics;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
+/// What these say is for whoever asks; asked every few seconds, it would fill the log.
+const PROBES: [&str; 2] = ["/healthz", "/readyz"];
+
 /// The outermost layer.
 pub async fn observe(State(metrics): State<Arc<Metrics>>, request: Request, next: Next) -> Response {
     let started = Instant::now();
@@ -29,7 +32,7 @@ pub async fn observe(State(metrics): State<Arc<Metrics>>, request: Request, next
     metrics.http_request(method, route, status.as_u16(), elapsed);
     let milliseconds = elapsed.as_millis();
     span.in_scope(|| {
-        if status.is_server_error() {
+        if status.is_server_error() && !PROBES.contains(&route) {
             tracing::warn!(status = status.as_u16(), milliseconds, "answered");
         } else {
             tracing::debug!(status = status.as_u16(), milliseconds, "answered");

@@ -50,7 +50,11 @@ impl Reconciler {
                 );
                 (stalled, Reason::SubjectConflict)
             } else {
-                let message = format!("{} subjects are this customer.", customer.subjects().len());
+                let subjects = customer.subjects();
+                let message = match subjects.as_slice() {
+                    [subject] => format!("Events of subject {subject} are this customer's."),
+                    _ => format!("Events of {} subjects are this customer's.", subjects.len()),
+                };
                 (conditions.with(ConditionType::Ready, true, Reason::Mapped, &message), Reason::Mapped)
             }
         };
