@@ -9,9 +9,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use super::identity;
 use crate::event::put_bytes;
 use crate::telemetry::Metrics;
-use crate::warehouse::row::{COLUMNS, Row, VERSION_REPEAT, put_uuid};
+use crate::warehouse::row::{COLUMNS, Row, put_uuid};
 use crate::warehouse::schema::Landing;
 use crate::warehouse::{Error, Warehouse, insert_name};
 
@@ -183,21 +184,18 @@ async fn commit(warehouse: &Warehouse, mut round: Vec<Waiting>) {
     let mut seen = HashSet::with_capacity(rows.len());
     rows.retain(|row| seen.insert(row.identity));
 
-    if let Err(error) = settle_identities(warehouse, &mut rows).await {
-        answer(round, |_| Err(error.clone()));
-        return;
-    }
-    let mut by_landing: HashMap<Landing, Vec<u8>> = HashMap::new();
-    for row in rows {
-        row.encode(by_landing.entry(row.landing).or_default());
-    }
+    let new = match identity::settle(warehouse, &mut rows).await {
+        Ok(new) => new,
+        Err(error) => return answer(round, |_| Err(error.clone())),
+    };
+    let by_landing = encode(rows.iter().map(|row| &**row));
     let mut kept = Vec::new();
     round.iter().flat_map(|waiting| &waiting.submission.rejects).for_each(|reject| reject.encode(&mut kept));
 
-    let landings =
-        by_landing.into_iter().map(|(landing, rows)| async move { (landing, insert_rows(warehouse, landing, rows.into()).await) });
-    let (landed, rejects) = tokio::join!(futures::future::join_all(landings), insert_rejects(warehouse, kept.into()));
-    let landed: HashMap<Landing, Result<(), Error>> = landed.into_iter().collect();
+    let (mut landed, rejects) = tokio::join!(insert_landings(warehouse, by_landing), insert_rejects(warehouse, kept.into()));
+    if let Err(error) = identity::check(warehouse, &new).await {
+        landed.values_mut().for_each(|result| *result = Err(error.clone()));
+    }
     let any_failed = landed.values().find_map(|result| result.clone().err());
     answer(round, |submission| {
         // The acknowledgement: every landing table of the request has confirmed. A row whose table has no result is
@@ -220,27 +218,18 @@ fn answer(round: Vec<Waiting>, result: impl Fn(&Submission) -> Result<(), Error>
     }
 }
 
-/// Gives rows whose identity is stored already the stored key, so that they collapse with what is there.
-async fn settle_identities(warehouse: &Warehouse, rows: &mut Vec<&mut Row>) -> Result<(), Error> {
-    if rows.is_empty() {
-        return Ok(());
-    }
-    let ids: Vec<u128> = rows.iter().map(|row| row.identity).collect();
-    let stored = retried(warehouse, || warehouse.stored_identities(&ids)).await?;
-    if stored.is_empty() {
-        return Ok(());
-    }
-    rows.retain_mut(|row| {
-        let Some(key) = stored.get(&row.identity) else { return true };
-        row.version = VERSION_REPEAT;
-        row.time_ms = key.time_ms;
-        if row.event.subject != key.subject {
-            row.event.subject.clone_from(&key.subject);
-        }
-        // Under another type it would be another event to other meters: it is the stored one, and changes nothing.
-        row.event.event_type == key.event_type
-    });
-    Ok(())
+/// Rows by landing table, as they are inserted.
+pub(super) fn encode<'a>(rows: impl Iterator<Item = &'a Row>) -> HashMap<Landing, Vec<u8>> {
+    let mut by_landing: HashMap<Landing, Vec<u8>> = HashMap::new();
+    rows.for_each(|row| row.encode(by_landing.entry(row.landing).or_default()));
+    by_landing
+}
+
+/// One INSERT per landing table, all at once.
+pub(super) async fn insert_landings(warehouse: &Warehouse, by_landing: HashMap<Landing, Vec<u8>>) -> HashMap<Landing, Result<(), Error>> {
+    let inserts =
+        by_landing.into_iter().map(|(landing, rows)| async move { (landing, insert_rows(warehouse, landing, rows.into()).await) });
+    futures::future::join_all(inserts).await.into_iter().collect()
 }
 
 async fn insert_rows(warehouse: &Warehouse, landing: Landing, rows: Bytes) -> Result<(), Error> {
@@ -260,7 +249,10 @@ async fn insert_rejects(warehouse: &Warehouse, rows: Bytes) -> Result<(), Error>
 }
 
 /// Tries a call again, the same each time, while ClickHouse says "not now" and for a bounded time.
-async fn retried<T, F: Future<Output = Result<T, Error>>>(warehouse: &Warehouse, mut call: impl FnMut() -> F) -> Result<T, Error> {
+pub(super) async fn retried<T, F: Future<Output = Result<T, Error>>>(
+    warehouse: &Warehouse,
+    mut call: impl FnMut() -> F,
+) -> Result<T, Error> {
     let until = Instant::now() + RETRY_FOR;
     let mut pause = Duration::from_millis(50);
     loop {

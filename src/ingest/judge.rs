@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use uuid::Uuid;
+
 use crate::catalog::{Catalog, KnownMeter};
 use crate::event::{Command, Event, Incoming, Item, Leaves, Refusal, Scalar, identity, value};
 use crate::meter::Measure;
@@ -88,6 +90,7 @@ impl<'a> Judge<'a> {
             received_us: self.arrival_us,
             version: Row::arrival_version(self.arrival_us),
             time_ms: event.time_ms.unwrap_or_else(|| self.arrival_us.div_euclid(1_000)),
+            cancellation: Uuid::nil(),
             event,
         })
     }

@@ -1,6 +1,7 @@
 //! Where identities stand.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 use clickhouse::Row;
 use serde::Deserialize;
@@ -18,6 +19,34 @@ pub struct StoredKey {
     pub event_type: String,
 }
 
+/// All keys of one identity: one, but for those that two gateways stored at the same moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredKeys {
+    least: StoredKey,
+    others: Vec<StoredKey>,
+}
+
+impl StoredKeys {
+    /// The one that counts.
+    pub const fn least(&self) -> &StoredKey {
+        &self.least
+    }
+
+    /// Those that don't.
+    pub fn others(&self) -> impl Iterator<Item = &StoredKey> {
+        self.others.iter()
+    }
+
+    fn add(&mut self, mut key: StoredKey) {
+        if key < self.least {
+            std::mem::swap(&mut key, &mut self.least);
+        }
+        if key != self.least && !self.others.contains(&key) {
+            self.others.push(key);
+        }
+    }
+}
+
 #[derive(Row, Deserialize)]
 struct Stored {
     id: u128,
@@ -30,22 +59,22 @@ struct Stored {
 const CHUNK: usize = 20_000;
 
 impl Warehouse {
-    /// The stored ones among identities. Where two gateways stored one under two keys, the least key is taken by all.
+    /// The stored ones among identities.
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn stored_identities(&self, ids: &[u128]) -> Result<HashMap<u128, StoredKey>, Error> {
+    pub async fn stored_identities(&self, ids: &[u128]) -> Result<HashMap<u128, StoredKeys>, Error> {
         let sql = format!(
             "SELECT id, toString(type) AS event_type, subject, toUnixTimestamp64Milli(time) AS time_ms FROM {} WHERE id IN {{ids:Array(UInt128)}}",
             self.table("identities")
         );
-        let mut found: HashMap<u128, StoredKey> = HashMap::new();
+        let mut found: HashMap<u128, StoredKeys> = HashMap::new();
         for ids in ids.chunks(CHUNK) {
             for Stored { id, event_type, subject, time_ms } in self.query(&sql).bind("ids", ids).rows::<Stored>().await? {
                 let key = StoredKey { time_ms, subject, event_type };
-                let least = found.entry(id).or_insert_with(|| key.clone());
-                if key < *least {
-                    *least = key;
+                match found.entry(id) {
+                    Entry::Occupied(mut keys) => keys.get_mut().add(key),
+                    Entry::Vacant(none) => drop(none.insert(StoredKeys { least: key, others: Vec::new() })),
                 }
             }
         }

@@ -1,5 +1,7 @@
 //! A row of a landing table, in RowBinary.
 
+use uuid::Uuid;
+
 use super::schema::Landing;
 use crate::event::{Event, put_bytes};
 
@@ -8,6 +10,9 @@ use crate::event::{Event, put_bytes};
 /// Rows of ingest lie below this mark, and the earlier an event arrived the greater its version: of two sendings the
 /// first counts. Cancellations and reverts lie above it, and the later one counts.
 pub const VERSION_MARK: u64 = 1 << 62;
+/// Cancellation of a row that stands under a second key of its identity: not in any list, and never reverted.
+pub const SUPERSEDED: Uuid = Uuid::max();
+
 /// Version of a row that repeats an event known to be stored: it fills a gap and never wins over a row that is there.
 pub const VERSION_REPEAT: u64 = 1;
 
@@ -29,6 +34,8 @@ pub struct Row {
     pub version: u64,
     /// Its time, or that of its arrival, ms since 1970.
     pub time_ms: i64,
+    /// The cancellation by which it does not count; nil: it counts.
+    pub cancellation: Uuid,
     /// The rest.
     pub event: Event,
 }
@@ -58,13 +65,12 @@ impl Row {
         out.extend_from_slice(&self.received_us.to_le_bytes());
         event.data.encode(out);
         out.extend_from_slice(&self.version.to_le_bytes());
-        // No cancellation: the nil UUID.
-        out.extend_from_slice(&[0; 16]);
+        put_uuid(out, self.cancellation);
     }
 }
 
 /// Appends a UUID as RowBinary has it: two little-endian halves, the higher first.
-pub fn put_uuid(out: &mut Vec<u8>, uuid: uuid::Uuid) {
+pub fn put_uuid(out: &mut Vec<u8>, uuid: Uuid) {
     let (high, low) = uuid.as_u64_pair();
     out.extend_from_slice(&high.to_le_bytes());
     out.extend_from_slice(&low.to_le_bytes());

@@ -185,3 +185,40 @@ async fn what_a_meter_cannot_count_is_refused_kept_and_replayed_when_the_meter_i
     lab.service.replay_rejected(&Lab::caller(), vec![]).await.unwrap();
     assert_eq!(lab.number("sum").await, "3");
 }
+
+#[tokio::test]
+async fn two_gateways_that_get_one_identity_with_different_times_count_it_once() {
+    let lab = Lab::new();
+    lab.meter("sum", spec("t", Aggregation::Sum, Some("$.v"), &[])).await;
+    let other = lab.another_gateway();
+    // Each round is a race; the two posts of a round differ in time and subject, and so in their keys.
+    for round in 0..30 {
+        let batch = |subject: &str, time: &str| {
+            let events: Vec<Value> = (0..20).map(|i| event(&format!("r{round}-{i}"), "t", subject, time, json!({"v": 1}))).collect();
+            json!(events)
+        };
+        let (first, second) = (batch("a", "2026-01-01T00:00:00Z"), batch("b", "2026-02-01T00:00:00Z"));
+        let (one, two) = tokio::join!(lab.post(&first), Lab::post_to(&other, &second));
+        assert_eq!((one.unwrap().accepted, two.unwrap().accepted), (20, 20));
+        assert_eq!(lab.number("sum").await, ((round + 1) * 20).to_string(), "after round {round}");
+    }
+    let raced: u64 = lab
+        .warehouse
+        .query(&format!(
+            "SELECT count() FROM (SELECT id FROM {} GROUP BY id HAVING uniqExact(subject) > 1)",
+            lab.warehouse.table("identities")
+        ))
+        .one()
+        .await
+        .unwrap();
+    assert!(raced > 0, "no race happened: the test showed nothing");
+    assert_eq!(
+        lab.service
+            .list_events(&Lab::caller(), Default::default(), kubemeter::metering::Page { limit: Some(1000), token: None })
+            .await
+            .unwrap()
+            .items
+            .len(),
+        600
+    );
+}

@@ -126,10 +126,21 @@ impl Lab {
         customer
     }
 
+    /// Another gateway on the same ClickHouse.
+    pub fn another_gateway(&self) -> Service<Nowhere> {
+        let metrics = std::sync::Arc::new(kubemeter::telemetry::Metrics::new().unwrap());
+        Service::new(Nowhere, self.catalog.clone(), self.warehouse.clone(), metrics, NAMESPACE.to_owned(), false)
+    }
+
     /// Posts events.
     pub async fn post(&self, events: &Value) -> Result<Ingested, Error> {
+        Self::post_to(&self.service, events).await
+    }
+
+    /// Posts events to a gateway.
+    pub async fn post_to(gateway: &Service<Nowhere>, events: &Value) -> Result<Ingested, Error> {
         let items = parse(Form::Json, Bytes::from(events.to_string())).unwrap();
-        self.service.ingest_usage_events(&Self::caller(), items, false).await
+        gateway.ingest_usage_events(&Self::caller(), items, false).await
     }
 
     pub async fn usage(&self, meter: &str, query: UsageQuery) -> Usage {
