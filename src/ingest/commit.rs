@@ -25,7 +25,7 @@ const QUEUE_WAIT: Duration = Duration::from_secs(2);
 /// Most bytes of one round; a larger request goes alone.
 const ROUND_BYTES: usize = 32 * 1_024 * 1_024;
 /// Deadline of one INSERT.
-const INSERT: Duration = Duration::from_secs(30);
+pub(super) const INSERT: Duration = Duration::from_secs(30);
 /// How long an INSERT that ClickHouse did not take is tried again before its requests are told.
 const RETRY_FOR: Duration = Duration::from_secs(4);
 
@@ -180,20 +180,19 @@ async fn rounds(warehouse: Warehouse, metrics: Arc<Metrics>, mut waiting: mpsc::
 }
 
 async fn commit(warehouse: &Warehouse, mut round: Vec<Waiting>) {
+    let mut kept = Vec::new();
+    round.iter().flat_map(|waiting| &waiting.submission.rejects).for_each(|reject| reject.encode(&mut kept));
     let mut rows: Vec<&mut Row> = round.iter_mut().flat_map(|waiting| waiting.submission.rows.iter_mut()).collect();
     let mut seen = HashSet::with_capacity(rows.len());
     rows.retain(|row| seen.insert(row.identity));
 
-    let new = match identity::settle(warehouse, &mut rows).await {
-        Ok(new) => new,
+    let unsure = match identity::settle(warehouse, &mut rows).await {
+        Ok(unsure) => unsure,
         Err(error) => return answer(round, |_| Err(error.clone())),
     };
     let by_landing = encode(rows.iter().map(|row| &**row));
-    let mut kept = Vec::new();
-    round.iter().flat_map(|waiting| &waiting.submission.rejects).for_each(|reject| reject.encode(&mut kept));
-
     let (mut landed, rejects) = tokio::join!(insert_landings(warehouse, by_landing), insert_rejects(warehouse, kept.into()));
-    if let Err(error) = identity::check(warehouse, &new).await {
+    if let Err(error) = identity::check(warehouse, rows, &unsure).await {
         landed.values_mut().for_each(|result| *result = Err(error.clone()));
     }
     let any_failed = landed.values().find_map(|result| result.clone().err());
@@ -262,10 +261,7 @@ pub(super) async fn retried<T, F: Future<Output = Result<T, Error>>>(
         };
         match error {
             // ClickHouse lost its tables (restored, or another one): make them again.
-            Error::UnknownTable(_) => {
-                warehouse.forget_made();
-                warehouse.ensure_bootstrap().await?;
-            }
+            Error::UnknownTable(_) => warehouse.ensure_bootstrap().await?,
             Error::Unavailable(_) => {}
             Error::Refused(_) => return Err(error),
         }

@@ -2,58 +2,78 @@
 //!
 //! Before: an identity that is stored keeps its key. Two gateways that get the same new identity with different times at
 //! the same moment both find nothing before. So each looks again after its INSERT: reads and writes of one ClickHouse
-//! are ordered, so the later of the two looks sees both keys. The least key counts, for all; rows under the others are
-//! superseded, before the request is answered.
+//! are ordered, so the later of the two looks sees both keys. The least key counts, for all: whoever sees others puts the
+//! event there too, whatever became of the other gateway, and then supersedes the rows under the others, before the
+//! request is answered.
 
 use std::collections::HashMap;
 
+use bytes::Bytes;
 use jiff::Timestamp;
 
-use super::commit::{encode, insert_landings, retried};
+use super::commit::{INSERT, encode, insert_landings, retried};
 use crate::event::{Event, Leaves};
-use crate::warehouse::row::{Row, SUPERSEDED, VERSION_MARK, VERSION_REPEAT};
+use crate::warehouse::row::{IDENTITY_COLUMNS, Row, SUPERSEDED, VERSION_MARK, VERSION_REPEAT};
 use crate::warehouse::schema::Landing;
 use crate::warehouse::{Error, StoredKeys, Warehouse};
 
-/// What it takes to look at a new identity again.
-pub(super) struct New {
+/// What it takes to look at an identity again.
+pub(super) struct Unsure {
     namespace: String,
     source: String,
     id: String,
 }
 
 /// Gives rows whose identity is stored already the stored key, so that they collapse with what is there, and says which
-/// identities are new.
-pub(super) async fn settle(warehouse: &Warehouse, rows: &mut Vec<&mut Row>) -> Result<HashMap<u128, New>, Error> {
+/// identities to look at again: new ones, and those with several keys.
+pub(super) async fn settle(warehouse: &Warehouse, rows: &mut Vec<&mut Row>) -> Result<HashMap<u128, Unsure>, Error> {
     let ids: Vec<u128> = rows.iter().map(|row| row.identity).collect();
     let stored = look(warehouse, &ids).await?;
-    let mut new = HashMap::with_capacity(rows.len());
-    let mut contested = HashMap::new();
+    let mut unsure = HashMap::with_capacity(rows.len());
     rows.retain_mut(|row| {
-        let event = &mut row.event;
-        let known = New { namespace: row.namespace.clone(), source: event.source.clone(), id: event.id.clone() };
-        let Some(keys) = stored.get(&row.identity) else {
-            new.insert(row.identity, known);
-            return true;
-        };
-        if keys.others().next().is_some() {
-            contested.insert(row.identity, known);
+        let keys = stored.get(&row.identity);
+        if keys.is_none_or(|keys| keys.others().next().is_some()) {
+            let event = &row.event;
+            let known = Unsure { namespace: row.namespace.clone(), source: event.source.clone(), id: event.id.clone() };
+            unsure.insert(row.identity, known);
         }
-        let key = keys.least();
-        row.version = VERSION_REPEAT;
-        row.time_ms = key.time_ms;
-        event.subject.clone_from(&key.subject);
-        // Under another type it would be another event to other meters: it is the stored one, and changes nothing.
-        event.event_type == key.event_type
+        keys.is_none_or(|keys| adopt(row, keys))
     });
-    supersede(warehouse, &stored, &contested).await?;
-    Ok(new)
+    place(warehouse, rows).await?;
+    Ok(unsure)
 }
 
-/// Looks at identities again that were new before their rows were inserted.
-pub(super) async fn check(warehouse: &Warehouse, new: &HashMap<u128, New>) -> Result<(), Error> {
-    let ids: Vec<u128> = new.keys().copied().collect();
-    supersede(warehouse, &look(warehouse, &ids).await?, new).await
+/// Gives a row the key that counts. False: it is stored under another type, as what it would be another event to other
+/// meters; it is the stored one, and changes nothing.
+fn adopt(row: &mut Row, keys: &StoredKeys) -> bool {
+    let key = keys.least();
+    row.version = VERSION_REPEAT;
+    row.time_ms = key.time_ms;
+    row.event.subject.clone_from(&key.subject);
+    row.event.event_type == key.event_type
+}
+
+/// Writes down where new events without a time of their own go, before they go there: whatever becomes of their INSERT,
+/// also when it is done after all while the sender tries again, the next sending takes this time and not its own.
+async fn place(warehouse: &Warehouse, rows: &[&mut Row]) -> Result<(), Error> {
+    let mut places = Vec::new();
+    let new = rows.iter().filter(|row| row.event.time_ms.is_none() && row.version != VERSION_REPEAT);
+    new.for_each(|row| row.encode_identity(&mut places));
+    if places.is_empty() {
+        return Ok(());
+    }
+    let places = Bytes::from(places);
+    retried(warehouse, || warehouse.insert("identities", IDENTITY_COLUMNS, places.clone(), "kubemeter-identities", INSERT)).await
+}
+
+/// Looks again, after the INSERT.
+pub(super) async fn check(warehouse: &Warehouse, mut rows: Vec<&mut Row>, unsure: &HashMap<u128, Unsure>) -> Result<(), Error> {
+    let ids: Vec<u128> = unsure.keys().copied().collect();
+    let stored = look(warehouse, &ids).await?;
+    rows.retain_mut(|row| stored.get(&row.identity).is_some_and(|keys| keys.others().next().is_some() && adopt(row, keys)));
+    // The other gateway may never have got to its INSERT: without this, nothing would count.
+    insert_landings(warehouse, encode(rows.iter().map(|row| &**row))).await.into_values().collect::<Result<(), _>>()?;
+    supersede(warehouse, &stored, unsure).await
 }
 
 async fn look(warehouse: &Warehouse, ids: &[u128]) -> Result<HashMap<u128, StoredKeys>, Error> {
@@ -65,22 +85,22 @@ async fn look(warehouse: &Warehouse, ids: &[u128]) -> Result<HashMap<u128, Store
 
 /// Makes rows under all but the least key of an identity not count. The row that does it needs no data: with its greater
 /// version it takes the place of the row that is there, or that is about to come.
-async fn supersede(warehouse: &Warehouse, stored: &HashMap<u128, StoredKeys>, of: &HashMap<u128, New>) -> Result<(), Error> {
+async fn supersede(warehouse: &Warehouse, stored: &HashMap<u128, StoredKeys>, of: &HashMap<u128, Unsure>) -> Result<(), Error> {
     let received_us = Timestamp::now().as_microsecond();
     let mut rows = Vec::new();
-    for (identity, new) in of {
+    for (identity, known) in of {
         for key in stored.get(identity).into_iter().flat_map(StoredKeys::others) {
             rows.push(Row {
-                landing: Landing::of(&new.namespace, &key.event_type),
-                namespace: new.namespace.clone(),
+                landing: Landing::of(&known.namespace, &key.event_type),
+                namespace: known.namespace.clone(),
                 identity: *identity,
                 received_us,
                 version: VERSION_MARK + received_us.unsigned_abs(),
                 time_ms: key.time_ms,
                 cancellation: SUPERSEDED,
                 event: Event {
-                    id: new.id.clone(),
-                    source: new.source.clone(),
+                    id: known.id.clone(),
+                    source: known.source.clone(),
                     event_type: key.event_type.clone(),
                     subject: key.subject.clone(),
                     time_ms: Some(key.time_ms),

@@ -19,6 +19,9 @@ pub const VERSION_REPEAT: u64 = 1;
 /// Columns of a landing table in the order in which [`encode`] writes them.
 pub const COLUMNS: &str = "namespace, type, subject, time, id, source, event_id, received, data, version, cancellation";
 
+/// Columns of `identities` in the order in which [`Row::encode_identity`] writes them.
+pub const IDENTITY_COLUMNS: &str = "id, namespace, type, subject, time";
+
 /// An event with what the gateway adds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Row {
@@ -66,6 +69,15 @@ impl Row {
         event.data.encode(out);
         out.extend_from_slice(&self.version.to_le_bytes());
         put_uuid(out, self.cancellation);
+    }
+
+    /// Appends where the event goes in the order of [`IDENTITY_COLUMNS`].
+    pub fn encode_identity(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.identity.to_le_bytes());
+        put_bytes(out, self.namespace.as_bytes());
+        put_bytes(out, self.event.event_type.as_bytes());
+        put_bytes(out, self.event.subject.as_bytes());
+        out.extend_from_slice(&self.time_ms.to_le_bytes());
     }
 }
 
