@@ -9,8 +9,8 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::Error;
 use crate::api::BackfillProgress;
-use crate::warehouse::Warehouse;
 use crate::warehouse::schema::{self, TableNote, TableState};
+use crate::warehouse::{BACKFILL, Warehouse};
 
 /// How long a reconcile waits for a backfill to end before it says how far it is: most end at once.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -79,7 +79,7 @@ impl Job {
         for (months_done, month) in (0..).zip(&months) {
             report.send_replace(BackfillProgress { table: self.table.clone(), months_done, months_total });
             if *month > self.after {
-                self.warehouse.query(&self.copy).bind("month", *month).within(MONTH).named("kubemeter-backfill").run().await?;
+                self.warehouse.query(&self.copy).bind("month", *month).within(MONTH).named(BACKFILL).run().await?;
                 self.note(TableState::Filling(*month)).await?;
             }
         }

@@ -15,7 +15,10 @@ use crate::limits;
 use crate::meter::Definition;
 use crate::metering::{Error, Usage, UsageQuery, UsageRow};
 use crate::registry::Registry;
-use crate::warehouse::select::{self, UsageRecord};
+use crate::warehouse::{
+    self,
+    select::{self, UsageRecord},
+};
 
 /// Deadline of a usage query.
 const USAGE: Duration = Duration::from_secs(60);
@@ -29,8 +32,18 @@ impl<R: Registry> Service<R> {
         check_names(definition, &query)?;
         let statement = select::usage(self.warehouse.database(), namespace, table, definition, &query);
         let timer = self.metrics.usage_seconds.start_timer();
-        let records: Vec<UsageRecord> = self.warehouse.query(&statement.sql).bind_all(statement.params).within(USAGE).rows().await?;
+        let records = self.warehouse.query(&statement.sql).bind_all(statement.params).within(USAGE).rows::<UsageRecord>().await;
         timer.observe_duration();
+        let records = match records {
+            Err(warehouse::Error::Refused(_)) if query.window_size.is_some() && !self.warehouse.has_zone(&query.time_zone).await? => {
+                let zone = query.time_zone.iana_name().unwrap_or_default();
+                return Err(invalid(
+                    "invalid_parameter",
+                    format!("windowTimeZone: this ClickHouse has no time zone {zone}: name an older one"),
+                ));
+            }
+            records => records?,
+        };
         if records.len() as u64 > limits::USAGE_ROWS {
             return Err(invalid(
                 "too_many_rows",

@@ -85,7 +85,8 @@ impl Warehouse {
     }
 
     /// Writes the events of a cancellation whose state is `from` again with the state `to` and a greater version: above
-    /// every arrival's, above that of the row it replaces, and by the clock between gateways.
+    /// every arrival's, above that of the row it replaces, and by the clock between gateways. Those that are in that state
+    /// already are written too: when it was cut off before, some tables may not have heard.
     async fn rewrite(&self, namespace: &str, id: Uuid, from: &str, to: &str) -> Result<(), Error> {
         let (noted, events) = (self.table("cancelled_events"), self.table("events"));
         let of_cancellation = "namespace = {namespace:String} AND cancellation = {cancellation:UUID}";
@@ -102,7 +103,7 @@ impl Warehouse {
             let sql = format!(
                 "INSERT INTO {} ({COLUMNS}) SELECT namespace, type, subject, time, id, source, event_id, received, data, \
                  greatest(version + 1, {{version:UInt64}}), {to} FROM {events} FINAL \
-                 WHERE namespace = {{namespace:String}} AND type = {{type:String}} AND cancellation = {from} AND (subject, time, id) IN \
+                 WHERE namespace = {{namespace:String}} AND type = {{type:String}} AND cancellation IN ({from}, {to}) AND (subject, time, id) IN \
                  (SELECT subject, time, id FROM {noted} WHERE {of_cancellation} AND type = {{type:String}})",
                 self.table(&landing)
             );

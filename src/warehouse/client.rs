@@ -13,6 +13,10 @@ use super::sql;
 /// Deadline of statements that answer at once: DDL, look-ups, listings.
 const SHORT: Duration = Duration::from_secs(30);
 
+/// Longest bound value that ClickHouse takes (`http_max_field_value_size`), in bytes, escapes included. A set that may be
+/// longer is bound in parts.
+pub(super) const PARAM_BYTES: usize = 128 * 1_024;
+
 /// How to reach ClickHouse.
 #[derive(Clone, Debug)]
 pub struct WarehouseOptions {
@@ -229,13 +233,18 @@ impl Warehouse {
     }
 
     /// A table that was made is gone: make sure of all of them again when next needed.
-    pub fn forget_made(&self) {
+    fn forget_made(&self) {
         self.made.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     async fn timed<T>(&self, deadline: Duration, call: impl Future<Output = clickhouse::error::Result<T>>) -> Result<T, Error> {
         match tokio::time::timeout(deadline, call).await {
-            Ok(result) => result.map_err(Error::from),
+            Ok(result) => result.map_err(Error::from).inspect_err(|error| {
+                // ClickHouse lost its tables (restored, or another one): make them again when next needed.
+                if matches!(error, Error::UnknownTable(_)) {
+                    self.forget_made();
+                }
+            }),
             Err(_) => Err(Error::Unavailable(format!("no answer within {} s", deadline.as_secs()))),
         }
     }

@@ -55,8 +55,8 @@ struct Stored {
     time_ms: i64,
 }
 
-/// Identities of one look-up statement: its parameter stays below 1 MiB.
-const CHUNK: usize = 20_000;
+/// Identities of one parameter: 39 digits and a comma each stay below [`super::client::PARAM_BYTES`].
+pub(super) const CHUNK: usize = 3_000;
 
 impl Warehouse {
     /// The stored ones among identities.
@@ -69,13 +69,12 @@ impl Warehouse {
             self.table("identities")
         );
         let mut found: HashMap<u128, StoredKeys> = HashMap::new();
-        for ids in ids.chunks(CHUNK) {
-            for Stored { id, event_type, subject, time_ms } in self.query(&sql).bind("ids", ids).rows::<Stored>().await? {
-                let key = StoredKey { time_ms, subject, event_type };
-                match found.entry(id) {
-                    Entry::Occupied(mut keys) => keys.get_mut().add(key),
-                    Entry::Vacant(none) => drop(none.insert(StoredKeys { least: key, others: Vec::new() })),
-                }
+        let lookups = ids.chunks(CHUNK).map(|ids| self.query(&sql).bind("ids", ids).rows::<Stored>());
+        for Stored { id, event_type, subject, time_ms } in futures::future::try_join_all(lookups).await?.into_iter().flatten() {
+            let key = StoredKey { time_ms, subject, event_type };
+            match found.entry(id) {
+                Entry::Occupied(mut keys) => keys.get_mut().add(key),
+                Entry::Vacant(none) => drop(none.insert(StoredKeys { least: key, others: Vec::new() })),
             }
         }
         Ok(found)

@@ -15,4 +15,4 @@ mod tables;
 pub use client::{Error, Query, Warehouse, WarehouseOptions};
 pub use identities::{StoredKey, StoredKeys};
 pub use listings::{EventRecord, RejectRecord};
-pub use tables::insert_name;
+pub use tables::{BACKFILL, insert_name};

@@ -15,7 +15,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::row::COLUMNS;
+use super::row::{COLUMNS, IDENTITY_COLUMNS};
 use super::sql::{identifier, literal};
 use crate::event::JsonPath;
 use crate::meter::{DecimalAggregation, Definition, Measure};
@@ -117,7 +117,7 @@ pub fn create_landing(database: &str, landing: &str) -> Vec<String> {
         format!("CREATE MATERIALIZED VIEW IF NOT EXISTS {db}.{events} TO {db}.events AS SELECT {COLUMNS} FROM {db}.{table}"),
         format!(
             "CREATE MATERIALIZED VIEW IF NOT EXISTS {db}.{identities} TO {db}.identities AS \
-             SELECT id, namespace, type, subject, time FROM {db}.{table}"
+             SELECT {IDENTITY_COLUMNS} FROM {db}.{table}"
         ),
     ]
 }
@@ -175,16 +175,31 @@ fn scalar_text(path: &JsonPath) -> String {
 
 /// A decimal, or NULL where the text is none or can't be kept exactly: SQL's side of [`crate::event::Decimal`].
 ///
-/// `toDecimal128OrNull` cuts decimals after the twelfth, so the text must have no more that count: without an exponent a
-/// pattern tells; with one, (digits after the point) − exponent − (trailing zeros of all digits) must be at most 12.
+/// `toDecimal128OrNull` cuts decimals after the twelfth, so a text without an exponent must have no more that count. One
+/// with an exponent it reads only up to some digits and zeros, so such a text is written anew without: it is D × 10^k for
+/// its digits D without zeros at either end.
 fn decimal(path: &JsonPath) -> String {
     let text = scalar_text(path);
+    let digits = format!("replaceOne(extract({text}, '^-?([0-9.]+)'), '.', '')");
+    let significant = format!("extract({digits}, '^0*([0-9]*?)0*$')");
+    let power = format!(
+        "toInt32OrZero(replaceOne(extract({text}, '[eE]([+-]?[0-9]+)$'), '+', '')) - toInt32(length(extract({text}, '\\\\.([0-9]+)'))) \
+         + toInt32(length(extract({digits}, '(0*)$')))"
+    );
+    let decimals = format!("toUInt32(greatest(-({power}), 0))");
+    let whole = format!("concat({significant}, repeat('0', toUInt32(greatest({power}, 0))))");
+    let whole = format!("leftPad({whole}, greatest(length({whole}), {decimals} + 1), '0')");
+    let plain = format!(
+        "concat(if(startsWith({text}, '-'), '-', ''), substring({whole}, 1, length({whole}) - {decimals}), '.', \
+         substring({whole}, length({whole}) - {decimals} + 1), '0')"
+    );
     format!(
-        "multiIf(length({text}) <= 128 AND match({text}, '^-?[0-9]+(\\\\.[0-9]{{1,12}}0*)?$'), toDecimal128OrNull({text}, 12), \
-         length({text}) <= 128 AND match({text}, '^-?[0-9]+(\\\\.[0-9]+)?[eE][+-]?[0-9]{{1,3}}$'), \
-         if(match({text}, '^-?[0.]+[eE]'), toDecimal128OrNull('0', 12), \
-         if(length(extract({text}, '\\\\.([0-9]+)')) - toInt32OrZero(replaceOne(extract({text}, '[eE]([+-]?[0-9]+)$'), '+', '')) \
-         - length(extract(replaceOne(extract({text}, '^-?([0-9.]+)'), '.', ''), '(0*)$')) <= 12, toDecimal128OrNull({text}, 12), NULL)), NULL)"
+        "multiIf(length({text}) > 128, NULL, \
+         match({text}, '^-?[0-9]+(\\\\.[0-9]{{1,12}}0*)?$'), toDecimal128OrNull({text}, 12), \
+         NOT match({text}, '^-?[0-9]+(\\\\.[0-9]+)?[eE][+-]?[0-9]{{1,3}}$'), NULL, \
+         match({text}, '^-?[0.]+[eE]'), toDecimal128OrNull('0', 12), \
+         {power} < -12 OR toInt32(length({significant})) + {power} > 26, NULL, \
+         toDecimal128OrNull({plain}, 12))"
     )
 }
 

@@ -3,6 +3,7 @@
 
 use serde::Serialize;
 
+use super::identities::CHUNK;
 use super::sql::identifier;
 use crate::limits;
 use crate::meter::{DecimalAggregation, Definition, Measure};
@@ -144,7 +145,11 @@ const fn window(size: Option<WindowSize>) -> (&'static str, &'static str) {
     match size {
         None => ("toInt64(0)", "toInt64(0)"),
         Some(WindowSize::Minute) => ("toInt64(toUnixTimestamp(toStartOfMinute(time)))", "window_start + 60"),
-        Some(WindowSize::Hour) => ("toInt64(toUnixTimestamp(toStartOfHour(toTimeZone(time, {zone:String}))))", "window_start + 3600"),
+        // Counted from the start of the day. Where clocks change by half an hour, the day's last one is as much shorter.
+        Some(WindowSize::Hour) => (
+            "toInt64(toUnixTimestamp(toStartOfHour(toTimeZone(time, {zone:String}))))",
+            "least(window_start + 3600, toInt64(toUnixTimestamp(toDateTime(addDays(toDate(toDateTime(window_start, {zone:String})), 1), {zone:String}))))",
+        ),
         Some(WindowSize::Day) => (
             "toInt64(toUnixTimestamp(toStartOfDay(toTimeZone(time, {zone:String}))))",
             "toInt64(toUnixTimestamp(toDateTime(addDays(toDate(toDateTime(window_start, {zone:String})), 1), {zone:String})))",
@@ -226,17 +231,21 @@ pub fn counted_keys(database: &str, namespace: &str, table: &str, definition: &D
 pub const NIL: &str = "toUUID('00000000-0000-0000-0000-000000000000')";
 
 /// Keys (type, subject, time, id) of the events with these identities that count.
-pub fn cancel_by_ids(database: &str, namespace: &str, ids: Vec<u128>) -> Statement {
+pub fn cancel_by_ids(database: &str, namespace: &str, ids: &[u128]) -> Statement {
     let db = identifier(database);
+    let mut params = vec![Param { name: "namespace".to_owned(), value: Value::Text(namespace.to_owned()) }];
+    let mut named = vec!["false".to_owned()];
+    for (part, ids) in ids.chunks(CHUNK).enumerate() {
+        named.push(format!("id IN {{ids{part}:Array(UInt128)}}"));
+        params.push(Param { name: format!("ids{part}"), value: Value::Ids(ids.to_owned()) });
+    }
     Statement {
         sql: format!(
             "SELECT type, subject, time, id FROM {db}.events FINAL WHERE namespace = {{namespace:String}} AND (type, subject, time, id) IN \
-             (SELECT type, subject, time, id FROM {db}.identities WHERE id IN {{ids:Array(UInt128)}}) AND cancellation = {NIL}"
+             (SELECT type, subject, time, id FROM {db}.identities WHERE {}) AND cancellation = {NIL}",
+            named.join(" OR ")
         ),
-        params: vec![
-            Param { name: "namespace".to_owned(), value: Value::Text(namespace.to_owned()) },
-            Param { name: "ids".to_owned(), value: Value::Ids(ids) },
-        ],
+        params,
     }
 }
 

@@ -4,12 +4,17 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
+use super::client::PARAM_BYTES;
 use super::{Error, Warehouse, schema};
+use crate::limits;
 use crate::warehouse::schema::TableNote;
 use crate::warehouse::sql::identifier;
 
 /// Longest that INSERTs which began before a view may still run: their own deadline, and some.
 const INSERTS_END: Duration = Duration::from_secs(60);
+
+/// Subjects of one parameter: the longest, with an escape for each byte, stay below [`PARAM_BYTES`].
+const SUBJECTS: usize = PARAM_BYTES / (2 * (limits::ATTRIBUTE_BYTES + 2));
 
 impl Warehouse {
     /// Runs a DDL statement.
@@ -49,23 +54,38 @@ impl Warehouse {
             .await
     }
 
+    /// Whether ClickHouse knows a time zone: its list may be older than ours.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn has_zone(&self, zone: &jiff::tz::TimeZone) -> Result<bool, Error> {
+        let zone = zone.iana_name().unwrap_or("UTC");
+        let found: u64 =
+            self.query("SELECT count() FROM system.time_zones WHERE time_zone = {zone:String}").bind("zone", zone).one().await?;
+        Ok(found > 0)
+    }
+
     /// Waits until no INSERT into a landing table runs that runs now.
     ///
     /// # Errors
     /// [`Error::Unavailable`] when one doesn't end in time.
     pub async fn await_inserts(&self, landing: &str) -> Result<(), Error> {
+        self.await_named(&insert_name(landing), INSERTS_END).await
+    }
+
+    /// Waits until no statement runs that runs now and has a name that starts so.
+    async fn await_named(&self, prefix: &str, within: Duration) -> Result<(), Error> {
         let running = "SELECT query_id FROM system.processes WHERE startsWith(query_id, {prefix:String})";
-        let prefix = insert_name(landing);
-        let began: Vec<String> = self.query(running).bind("prefix", &prefix).rows().await?;
-        let deadline = tokio::time::Instant::now() + INSERTS_END;
+        let began: Vec<String> = self.query(running).bind("prefix", prefix).rows().await?;
+        let deadline = tokio::time::Instant::now() + within;
         let mut pause = Duration::from_millis(2);
         loop {
-            let now: Vec<String> = self.query(running).bind("prefix", &prefix).rows().await?;
+            let now: Vec<String> = self.query(running).bind("prefix", prefix).rows().await?;
             if !now.iter().any(|id| began.contains(id)) {
                 return Ok(());
             }
             if tokio::time::Instant::now() > deadline {
-                return Err(Error::Unavailable(format!("an INSERT into {landing} has been running for over {} s", INSERTS_END.as_secs())));
+                return Err(Error::Unavailable(format!("a statement {prefix}… has been running for over {} s", within.as_secs())));
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(Duration::from_millis(500));
@@ -124,16 +144,19 @@ impl Warehouse {
              toUInt64({{version:Int64}}), {{deleted:UInt8}}",
             identifier(self.database())
         );
-        self.query(&sql)
-            .bind("namespace", namespace)
-            .bind("subjects", subjects)
-            .bind("customer", customer)
-            .bind("uid", uid.to_string())
-            .bind("created", created_ms)
-            .bind("version", jiff::Timestamp::now().as_microsecond())
-            .bind("deleted", u8::from(is_deleted))
-            .run()
-            .await
+        for subjects in subjects.chunks(SUBJECTS) {
+            self.query(&sql)
+                .bind("namespace", namespace)
+                .bind("subjects", subjects)
+                .bind("customer", customer)
+                .bind("uid", uid.to_string())
+                .bind("created", created_ms)
+                .bind("version", jiff::Timestamp::now().as_microsecond())
+                .bind("deleted", u8::from(is_deleted))
+                .run()
+                .await?;
+        }
+        Ok(())
     }
 
     /// Removes a namespace's events of some subjects from every table, retained meter tables included.
@@ -141,27 +164,37 @@ impl Warehouse {
     /// # Errors
     /// See [`Error`].
     pub async fn purge(&self, namespace: &str, subjects: &[&str], deadline: Duration) -> Result<(), Error> {
-        if subjects.is_empty() {
-            return Ok(());
+        for subjects in subjects.chunks(SUBJECTS) {
+            self.delete_subjects(namespace, "events", subjects, deadline).await?;
         }
+        // A backfill that has read them already would put them back.
+        self.await_named(BACKFILL, deadline).await?;
         let notes = self.tables_with_prefix("meter_").await?;
         let meters =
             notes.iter().filter(|(_, comment)| serde_json::from_str::<TableNote>(comment).is_ok_and(|note| note.namespace == namespace));
-        for (table, _) in meters {
-            let sql = format!("ALTER TABLE {} DELETE WHERE subject IN {{subjects:Array(String)}}", self.table(table));
-            self.query(&sql).bind("subjects", subjects).within(deadline).run().await?;
-        }
-        // `events` goes last: as long as it has them, a purge that was cut off starts again with all it needs.
-        for table in ["cancelled_events", "identities", "events"] {
-            let sql = format!(
-                "ALTER TABLE {} DELETE WHERE namespace = {{namespace:String}} AND subject IN {{subjects:Array(String)}}",
-                self.table(table)
-            );
-            self.query(&sql).bind("namespace", namespace).bind("subjects", subjects).within(deadline).run().await?;
+        for subjects in subjects.chunks(SUBJECTS) {
+            for (table, _) in meters.clone() {
+                let sql = format!("ALTER TABLE {} DELETE WHERE subject IN {{subjects:Array(String)}}", self.table(table));
+                self.query(&sql).bind("subjects", subjects).within(deadline).run().await?;
+            }
+            for table in ["cancelled_events", "identities"] {
+                self.delete_subjects(namespace, table, subjects, deadline).await?;
+            }
         }
         Ok(())
     }
+
+    async fn delete_subjects(&self, namespace: &str, table: &str, subjects: &[&str], deadline: Duration) -> Result<(), Error> {
+        let sql = format!(
+            "ALTER TABLE {} DELETE WHERE namespace = {{namespace:String}} AND subject IN {{subjects:Array(String)}}",
+            self.table(table)
+        );
+        self.query(&sql).bind("namespace", namespace).bind("subjects", subjects).within(deadline).run().await
+    }
 }
+
+/// Start of the `query_id` of every backfill.
+pub const BACKFILL: &str = "kubemeter-backfill";
 
 /// Start of the `query_id` of every statement that writes through a landing table.
 pub fn insert_name(landing: &str) -> String {
