@@ -68,12 +68,13 @@ impl Lab {
 
     /// A lab on a ClickHouse.
     pub fn on(url: &str) -> Self {
-        let options = WarehouseOptions {
-            url: url.to_owned(),
-            database: format!("lab_{}", Uuid::new_v4().simple()),
-            user: "default".to_owned(),
-            password: String::new(),
-        };
+        Self::in_database(url, &format!("lab_{}", Uuid::new_v4().simple()))
+    }
+
+    /// A lab on a database, which another may use too.
+    pub fn in_database(url: &str, database: &str) -> Self {
+        let options =
+            WarehouseOptions { url: url.to_owned(), database: database.to_owned(), user: "default".to_owned(), password: String::new() };
         let warehouse = Warehouse::new(&options);
         let catalog = Catalog::default();
         let service = Service::new(

@@ -63,6 +63,12 @@ impl ClickHouse {
         (own.running, _) = run(&own.directory, &address);
     }
 
+    /// Starts another one with no data in its place: same URL.
+    pub fn restart_empty(&mut self) {
+        self.own().directory = tempfile::tempdir().expect("a temporary folder can be made");
+        self.restart();
+    }
+
     fn own(&mut self) -> &mut Own {
         self.own.as_mut().expect("a test that ends its ClickHouse starts it by start_own")
     }

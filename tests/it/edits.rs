@@ -1,0 +1,362 @@
+//! Meters made, edited and deleted while events flow.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use kubemeter::api::{Aggregation, DeletionPolicy, Meter, MeterSpec};
+use kubemeter::metering::{Metering as _, UsageQuery};
+use kubemeter::warehouse::insert_name;
+use kubemeter::warehouse::schema::{self, Landing, TableNote, TableState};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use crate::lab::{Lab, NAMESPACE, event, spec, total};
+use crate::support::{ClickHouse, eventually};
+
+/// Posts batches until told to stop; counts the events that were answered Ok and those that were sent.
+struct Flow {
+    stop: Arc<AtomicBool>,
+    accepted: Arc<AtomicU64>,
+    sent: Arc<AtomicU64>,
+    tasks: Vec<tokio::task::JoinHandle<()>>,
+}
+
+const BATCH: u64 = 20;
+
+impl Flow {
+    /// `make` makes the event of a number.
+    fn start(lab: &Arc<Lab>, make: impl Fn(u64) -> Value + Clone + Send + 'static) -> Self {
+        let (stop, accepted, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+        let tasks = (0..3).map(|_| {
+            let (lab, stop, accepted, sent, make) =
+                (Arc::clone(lab), Arc::clone(&stop), Arc::clone(&accepted), Arc::clone(&sent), make.clone());
+            tokio::spawn(async move {
+                while !stop.load(Ordering::SeqCst) {
+                    let first = sent.fetch_add(BATCH, Ordering::SeqCst);
+                    let batch: Vec<Value> = (first..first + BATCH).map(&make).collect();
+                    assert_eq!(lab.post(&json!(batch)).await.unwrap().accepted, batch.len());
+                    accepted.fetch_add(BATCH, Ordering::SeqCst);
+                }
+            })
+        });
+        Self { tasks: tasks.collect(), stop, accepted, sent }
+    }
+
+    async fn more(&self, events: u64) {
+        let target = self.accepted.load(Ordering::SeqCst) + events;
+        eventually("events flow", async || (self.accepted.load(Ordering::SeqCst) >= target).then_some(())).await;
+    }
+
+    async fn end(self) -> u64 {
+        self.stop.store(true, Ordering::SeqCst);
+        for task in self.tasks {
+            task.await.unwrap();
+        }
+        assert_eq!(self.accepted.load(Ordering::SeqCst), self.sent.load(Ordering::SeqCst));
+        self.accepted.load(Ordering::SeqCst)
+    }
+}
+
+/// Old events of a year, and new ones: the backfill has several months to do.
+fn flowing(n: u64) -> Value {
+    let time = format!("2026-{:02}-04T05:06:07Z", 1 + n % 12);
+    event(
+        &n.to_string(),
+        "t",
+        &format!("s{}", n % 3),
+        &time,
+        json!({"old": 1, "new": 1_000_000, "g": "old", "h": "new", "u": (n % 7).to_string()}),
+    )
+}
+
+fn edited(meter: &Meter, spec: MeterSpec) -> Meter {
+    let mut next = meter.clone();
+    next.spec = spec;
+    next.metadata.generation = next.metadata.generation.map(|generation| generation + 1);
+    next
+}
+
+fn active(meter: &Meter) -> String {
+    meter.status.as_ref().unwrap().active.as_ref().unwrap().table.clone()
+}
+
+async fn tables(lab: &Lab, meter: &Meter) -> BTreeMap<String, Option<TableNote>> {
+    let prefix = format!("meter_{}_", meter.metadata.uid.as_ref().unwrap().replace('-', ""));
+    let found = lab.warehouse.tables_with_prefix(&prefix).await.unwrap();
+    found.into_iter().map(|(name, comment)| (name, serde_json::from_str(&comment).ok())).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_event_is_lost_or_doubled_while_a_meter_is_made() {
+    let lab = Arc::new(Lab::new());
+    let flow = Flow::start(&lab, flowing);
+    flow.more(200).await;
+    for n in 0..4 {
+        lab.meter(&format!("m{n}"), spec("t", Aggregation::Sum, Some("$.old"), &[])).await;
+        flow.more(40).await;
+    }
+    let accepted = flow.end().await;
+    for n in 0..4 {
+        assert_eq!(lab.number(&format!("m{n}")).await, accepted.to_string(), "m{n}");
+    }
+}
+
+/// An INSERT into the landing table of type `t` that has begun and whose rows have not come yet.
+struct SlowInsert {
+    stream: TcpStream,
+    rows: Vec<u8>,
+}
+
+impl SlowInsert {
+    async fn begin(lab: &Lab, name: &str) -> Self {
+        let landing = Landing::of(NAMESPACE, "t").to_string();
+        lab.warehouse.ensure_landing(&landing).await.unwrap();
+        let url = ClickHouse::shared().url().trim_start_matches("http://").trim_end_matches('/').to_owned();
+        let mut stream = TcpStream::connect(&url).await.unwrap();
+        let query = format!(
+            "INSERT INTO {} (namespace, type, subject, time, id, event_id, data, version) FORMAT JSONEachRow",
+            lab.warehouse.table(&landing)
+        );
+        let query: String = query.bytes().map(|b| format!("%{b:02X}")).collect();
+        let id = format!("{}-{name}", insert_name(&landing));
+        let head = format!(
+            "POST /?query_id={id}&query={query} HTTP/1.1\r\nHost: {url}\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let row = json!({"namespace": NAMESPACE, "type": "t", "subject": "slow", "time": "2026-03-04 05:06:07.000", "id": "77", "event_id": name, "data": {"$.v": "5"}, "version": 9});
+        // ClickHouse looks for the end of the statement in as many bytes (max_query_size) before it begins.
+        let blanks = format!("{:x}\r\n{}\r\n", 400_000, " ".repeat(400_000));
+        stream.write_all(blanks.as_bytes()).await.unwrap();
+        let running = async || {
+            let running: u64 = lab
+                .warehouse
+                .query("SELECT count() FROM system.processes WHERE query_id = {id:String}")
+                .bind("id", &id)
+                .one()
+                .await
+                .unwrap();
+            (running > 0).then_some(())
+        };
+        eventually("the INSERT has begun", running).await;
+        Self { stream, rows: format!("{row}\n").into_bytes() }
+    }
+
+    async fn end(mut self) {
+        let chunk = [format!("{:x}\r\n", self.rows.len()).as_bytes(), &self.rows, b"\r\n0\r\n\r\n"].concat();
+        self.stream.write_all(&chunk).await.unwrap();
+        let mut answer = String::new();
+        self.stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn an_insert_that_began_before_the_view_is_waited_for() {
+    let lab = Lab::new();
+    let slow = SlowInsert::begin(&lab, "slow").await;
+    let mut making = std::pin::pin!(lab.meter("m", spec("t", Aggregation::Sum, Some("$.v"), &[])));
+    let meanwhile = async {
+        eventually("the meter's view", async || {
+            let views = lab.warehouse.tables_with_prefix("meter_").await.unwrap();
+            views.iter().any(|(name, _)| name.ends_with("_view")).then_some(())
+        })
+        .await;
+        // Others go on, by the view already.
+        lab.post(&event("quick", "t", "s", "2026-03-04T05:06:07Z", json!({"v": 1}))).await.unwrap();
+        // Long enough for a meter that does not wait to get ready.
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    };
+    tokio::select! {
+        _ = &mut making => panic!("it is ready while the INSERT runs"),
+        () = meanwhile => {}
+    }
+    tokio::join!(making, slow.end());
+    assert_eq!(lab.number("m").await, "6");
+}
+
+/// Asks all the time. Every answer must be all of one definition: each event worth 1, or each worth 1,000,000; and have
+/// all that was confirmed before.
+fn watch(lab: &Arc<Lab>, flow: &Flow, stop: &Arc<AtomicBool>, query: UsageQuery) -> tokio::task::JoinHandle<(u64, u64)> {
+    let (lab, stop, accepted, sent) = (Arc::clone(lab), Arc::clone(stop), Arc::clone(&flow.accepted), Arc::clone(&flow.sent));
+    tokio::spawn(async move {
+        let (mut old, mut new) = (0, 0);
+        while !stop.load(Ordering::SeqCst) {
+            let confirmed = accepted.load(Ordering::SeqCst);
+            let usage = lab.service.fetch_usage(&Lab::caller(), "m", query.clone()).await.unwrap();
+            let sent = sent.load(Ordering::SeqCst);
+            let values: Vec<u64> = usage.data.iter().map(|row| row.value.parse().unwrap()).collect();
+            let all_new = values.iter().all(|value| value % 1_000_000 == 0);
+            assert!(all_new || values.iter().all(|value| *value < 1_000_000), "a mixture: {values:?}");
+            let events = values.iter().sum::<u64>() / if all_new { 1_000_000 } else { 1 };
+            assert!((confirmed..=sent).contains(&events), "{confirmed} events were confirmed, {sent} sent, {events} counted");
+            *(if all_new { &mut new } else { &mut old }) += 1;
+        }
+        (old, new)
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_edit_while_events_flow_is_never_answered_as_a_mixture() {
+    let lab = Arc::new(Lab::new());
+    let old = spec("t", Aggregation::Sum, Some("$.old"), &[("g", "$.g")]);
+    let meter = lab.meter("m", old.clone()).await;
+    let flow = Flow::start(&lab, flowing);
+    flow.more(400).await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let by_month = UsageQuery { window_size: Some(kubemeter::metering::WindowSize::Month), ..total() };
+    let watchers = [watch(&lab, &flow, &stop, total()), watch(&lab, &flow, &stop, by_month)];
+    // Value and group path at once, while all the above goes on.
+    let new = spec("t", Aggregation::Sum, Some("$.new"), &[("g", "$.h")]);
+    let after = lab.settle(edited(&meter, new)).await;
+    assert_ne!(active(&after), active(&meter));
+    flow.more(100).await;
+    // And taken back: the old table was fed all along.
+    let back = lab.settle(edited(&after, old)).await;
+    assert_eq!(active(&back), active(&meter));
+    flow.more(100).await;
+    let again = lab.settle(edited(&back, after.spec.clone())).await;
+    assert_eq!(active(&again), active(&after));
+    flow.more(100).await;
+    stop.store(true, Ordering::SeqCst);
+    for watcher in watchers {
+        let (old, new) = watcher.await.unwrap();
+        assert!(old > 0 && new > 0, "both definitions answered: {old}, {new}");
+    }
+    let accepted = flow.end().await;
+    let usage = lab.usage("m", UsageQuery { group_by: ["g".to_owned()].into(), ..total() }).await;
+    assert_eq!(
+        usage.data.iter().map(|row| (row.group_by["g"].as_str(), row.value.clone())).collect::<Vec<_>>(),
+        [("new", (accepted * 1_000_000).to_string())]
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_history_follows_each_new_spec() {
+    let lab = Arc::new(Lab::new());
+    let first = spec("t", Aggregation::Sum, Some("$.old"), &[]);
+    let mut meter = lab.meter("m", first).await;
+    let mut events: Vec<Value> = (0..70).map(flowing).collect();
+    events.extend((0..5).map(|n| event(&format!("other{n}"), "other", "s", "2026-03-04T05:06:07Z", json!({"old": 3, "new": 4, "u": "x"}))));
+    lab.post(&json!(events)).await.unwrap();
+    let steps = [
+        (spec("t", Aggregation::Max, Some("$.old"), &[]), "1", true),
+        (spec("t", Aggregation::Max, Some("$.new"), &[]), "1000000", false),
+        (spec("t", Aggregation::UniqueCount, Some("$.u"), &[]), "7", false),
+        (spec("t", Aggregation::Count, None, &[]), "70", false),
+        (spec("t", Aggregation::Count, None, &[("g", "$.g"), ("h", "$.h")]), "70", false),
+        (spec("other", Aggregation::Average, Some("$.new"), &[]), "4", false),
+        (spec("other", Aggregation::Sum, Some("$.new"), &[]), "20", true),
+        (spec("none", Aggregation::Count, None, &[]), "0", false),
+        (spec("t", Aggregation::Sum, Some("$.old"), &[]), "70", false),
+    ];
+    for (spec, number, same_table) in steps {
+        let before = active(&meter);
+        meter = lab.settle(edited(&meter, spec.clone())).await;
+        assert_eq!(lab.number("m").await, number, "{spec:?}");
+        assert_eq!(active(&meter) == before, same_table, "{spec:?}");
+    }
+    // Tables that no longer answer go after their grace, which is over when their notes say so.
+    for (table, note) in tables(&lab, &meter).await {
+        if let Some(note @ TableNote { state: TableState::Retired(_), .. }) = note {
+            let long_ago = TableNote { state: TableState::Retired(1), ..note };
+            lab.warehouse.run_ddl(&schema::alter_note(lab.warehouse.database(), &table, &long_ago).unwrap()).await.unwrap();
+        }
+    }
+    meter = lab.settle(meter).await;
+    let target = active(&meter);
+    assert_eq!(tables(&lab, &meter).await.into_keys().collect::<Vec<_>>(), [target.clone(), schema::view(&target)]);
+    assert_eq!(lab.number("m").await, "70");
+}
+
+#[tokio::test]
+async fn an_edit_taken_back_half_way_leaves_the_first_table_answering() {
+    let lab = Lab::new();
+    let meter = lab.meter("m", spec("t", Aggregation::Sum, Some("$.old"), &[])).await;
+    lab.post(&json!((0..30).map(flowing).collect::<Vec<_>>())).await.unwrap();
+    // The other table as a reconcile that was cut off leaves it, in each state.
+    let next = edited(&meter, spec("t", Aggregation::Sum, Some("$.new"), &[]));
+    let layout = |meter: &Meter| {
+        let definition = kubemeter::meter::Definition::parse(&meter.spec).unwrap();
+        schema::Layout::of(NAMESPACE, &definition)
+    };
+    let uid = meter.metadata.uid.clone().unwrap();
+    let table = layout(&next).table(&uid);
+    for (state, has_view) in [(TableState::New, false), (TableState::New, true), (TableState::Filling(202_603), true)] {
+        let note = TableNote {
+            uid: uid.clone(),
+            namespace: NAMESPACE.to_owned(),
+            meter: "m".to_owned(),
+            state: state.clone(),
+            retention_days: None,
+        };
+        let database = lab.warehouse.database();
+        let half = async || {
+            lab.warehouse.run_ddl(&layout(&next).create_table(database, &table, &note).unwrap()).await.unwrap();
+            if has_view {
+                lab.warehouse.run_ddl(&layout(&next).create_view(database, &table)).await.unwrap();
+            }
+        };
+        half().await;
+        let back = lab.settle(meter.clone()).await;
+        assert_eq!((active(&back), lab.number("m").await.as_str()), (active(&meter), "30"), "{state:?}");
+        assert!(!tables(&lab, &meter).await.contains_key(&table), "{state:?}: the half-made table goes");
+        // Gone on with instead, it holds all there is.
+        half().await;
+        if state == TableState::Filling(202_603) {
+            // Months up to the noted one are there already.
+            let copy = layout(&next).backfill(database, &table);
+            for month in [202_601_u32, 202_602, 202_603] {
+                lab.warehouse.query(&copy).bind("month", month).run().await.unwrap();
+            }
+        }
+        lab.settle(next.clone()).await;
+        assert_eq!(lab.number("m").await, "30000000", "{state:?}");
+        let again = lab.settle(meter.clone()).await;
+        let long_ago = TableNote { state: TableState::Retired(1), ..note.clone() };
+        lab.warehouse.run_ddl(&schema::alter_note(database, &table, &long_ago).unwrap()).await.unwrap();
+        lab.settle(again).await;
+        assert!(!tables(&lab, &meter).await.contains_key(&table));
+    }
+}
+
+#[tokio::test]
+async fn deleting_drops_or_retains_and_nothing_adopts_what_is_retained() {
+    let lab = Lab::new();
+    let retain = MeterSpec { deletion_policy: DeletionPolicy::Retain, ..spec("t", Aggregation::Sum, Some("$.old"), &[]) };
+    let dropped = lab.meter("dropped", spec("t", Aggregation::Sum, Some("$.old"), &[])).await;
+    let retained = lab.meter("m", retain.clone()).await;
+    lab.post(&json!((0..30).map(flowing).collect::<Vec<_>>())).await.unwrap();
+    for meter in [&dropped, &retained] {
+        lab.reconciler.forget_meter(meter).await.unwrap();
+        lab.reconciler.forget_meter(meter).await.unwrap();
+    }
+    assert!(tables(&lab, &dropped).await.is_empty());
+    let left = tables(&lab, &retained).await;
+    assert_eq!(left.keys().cloned().collect::<Vec<_>>(), [active(&retained)], "the view goes, the table stays");
+    assert_eq!(left.values().flatten().map(|note| note.state.clone()).collect::<Vec<_>>(), [TableState::Retained]);
+
+    lab.post(&json!((100..110).map(flowing).collect::<Vec<_>>())).await.unwrap();
+    let heir = lab.meter("m", retain).await;
+    assert_ne!(active(&heir), active(&retained));
+    assert_eq!(lab.number("m").await, "40");
+    let count = async || lab.warehouse.count_events(&active(&retained), true).await.unwrap().0;
+    assert_eq!(count().await, 30, "what is retained is as it was");
+    lab.reconciler
+        .forget_meter(&Meter { spec: MeterSpec { deletion_policy: DeletionPolicy::Delete, ..heir.spec.clone() }, ..heir })
+        .await
+        .unwrap();
+    assert_eq!(count().await, 30);
+
+    // A table of such a name that somebody else made is nobody's, whatever its name says.
+    let mut squatted = Meter::new("squatted", spec("t", Aggregation::Count, None, &[]));
+    squatted.metadata.namespace = Some(NAMESPACE.to_owned());
+    squatted.metadata.uid = Some("00000000-0000-4000-8000-000000000001".to_owned());
+    let theirs = lab.warehouse.table("meter_00000000000040008000000000000001_theirs");
+    lab.warehouse.run_ddl(&format!("CREATE TABLE {theirs} (n UInt8) ENGINE = MergeTree ORDER BY n COMMENT 'ours'")).await.unwrap();
+    let squatted = lab.settle(squatted).await;
+    lab.reconciler.forget_meter(&squatted).await.unwrap();
+    assert_eq!(tables(&lab, &squatted).await.len(), 1, "it is not dropped");
+}

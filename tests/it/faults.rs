@@ -1,0 +1,362 @@
+//! What happens to events when ClickHouse goes away, comes back, comes back empty, or two gateways write at once.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use futures::future::join_all;
+use kubemeter::api::Aggregation;
+use kubemeter::metering::{CancelRequest, CancelTarget, Error, EventRef, Metering as _, Records as _, UsageQuery};
+use kubemeter::reconcile::Reconciler;
+use kubemeter::warehouse::{Warehouse, WarehouseOptions};
+use serde_json::{Value, json};
+use tokio::sync::Mutex;
+
+use crate::lab::{Lab, event, spec, total};
+use crate::support::{ClickHouse, eventually};
+
+const TIME: &str = "2026-03-04T05:06:07Z";
+const BATCH: usize = 20;
+
+/// One batch of events; those of an odd number leave their time to the gateway.
+fn batch(number: u64) -> Value {
+    let events = (0..BATCH).map(|n| {
+        let time = format!("2026-{:02}-04T05:06:07Z", 1 + (number + n as u64) % 12);
+        let mut event =
+            event(&format!("{number}-{n}"), "t", &format!("s{}", n % 5), &time, json!({"v": "0.5", "batch": number.to_string()}));
+        if number % 2 == 1 {
+            event.as_object_mut().unwrap().remove("time");
+        }
+        event
+    });
+    events.collect()
+}
+
+/// Events counted of each batch.
+async fn counted(lab: &Lab) -> BTreeMap<u64, u64> {
+    let usage = lab.usage("count", UsageQuery { group_by: ["batch".to_owned()].into(), ..total() }).await;
+    usage.data.iter().map(|row| (row.group_by["batch"].parse().unwrap(), row.value.parse().unwrap())).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_clickhouse_killed_under_load_loses_and_doubles_nothing() {
+    let mut clickhouse = ClickHouse::start_own();
+    let lab = Arc::new(Lab::on(clickhouse.url()));
+    lab.meter("count", spec("t", Aggregation::Count, None, &[("batch", "$.batch")])).await;
+    lab.meter("sum", spec("t", Aggregation::Sum, Some("$.v"), &[])).await;
+
+    let (stop, next) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let (good, failed) = (Arc::new(Mutex::new(Vec::new())), Arc::new(Mutex::new(Vec::new())));
+    let posts: Vec<_> = (0..8)
+        .map(|_| {
+            let (lab, stop, next, good, failed) =
+                (Arc::clone(&lab), Arc::clone(&stop), Arc::clone(&next), Arc::clone(&good), Arc::clone(&failed));
+            tokio::spawn(async move {
+                while !stop.load(Ordering::SeqCst) {
+                    let number = next.fetch_add(1, Ordering::SeqCst);
+                    match lab.post(&batch(number)).await {
+                        Ok(answer) => {
+                            assert_eq!(answer.accepted, BATCH);
+                            good.lock().await.push(number);
+                        }
+                        Err(Error::Unavailable { .. } | Error::Overloaded { .. }) => failed.lock().await.push(number),
+                        Err(other) => panic!("{other:?}"),
+                    }
+                }
+            })
+        })
+        .collect();
+    let more_good = async |least: usize| {
+        let before = good.lock().await.len();
+        eventually("posts are answered", async || (good.lock().await.len() >= before + least).then_some(())).await;
+    };
+    for _ in 0..2 {
+        more_good(30).await;
+        clickhouse.kill();
+        let before = failed.lock().await.len();
+        eventually("posts are refused", async || (failed.lock().await.len() > before).then_some(())).await;
+        assert!(lab.service.ready().await.is_err() || !lab.catalog.synced());
+        clickhouse = tokio::task::spawn_blocking(move || {
+            clickhouse.restart();
+            clickhouse
+        })
+        .await
+        .unwrap();
+    }
+    // A short one, which posts wait out.
+    more_good(30).await;
+    clickhouse.kill();
+    clickhouse = tokio::task::spawn_blocking(move || {
+        clickhouse.restart();
+        clickhouse
+    })
+    .await
+    .unwrap();
+    more_good(30).await;
+    stop.store(true, Ordering::SeqCst);
+    join_all(posts).await.into_iter().for_each(|post| post.unwrap());
+
+    let (good, failed) = (good.lock().await.clone(), failed.lock().await.clone());
+    let numbers = counted(&lab).await;
+    for number in &good {
+        assert_eq!(numbers.get(number), Some(&(BATCH as u64)), "batch {number} was answered Ok");
+    }
+    for number in &failed {
+        assert!(numbers.get(number).copied().unwrap_or(0) <= BATCH as u64, "batch {number} was refused");
+    }
+    // Whoever was refused sends again.
+    for number in &failed {
+        assert_eq!(lab.post(&batch(*number)).await.unwrap().accepted, BATCH);
+    }
+    let numbers = counted(&lab).await;
+    assert_eq!(numbers.len(), good.len() + failed.len());
+    assert!(
+        numbers.values().all(|count| *count == BATCH as u64),
+        "{:?}",
+        numbers.iter().filter(|(_, count)| **count != BATCH as u64).collect::<Vec<_>>()
+    );
+    assert_eq!(lab.number("sum").await, (numbers.len() * BATCH / 2).to_string());
+    drop(clickhouse);
+}
+
+/// A crash may come between the parts that one INSERT writes: some of the tables have the event, others don't, and the
+/// sender was told nothing. Whatever it sends again completes the event and counts it once.
+#[tokio::test]
+async fn an_insert_that_got_half_way_is_completed_by_the_next_sending() {
+    for timed in [true, false] {
+        for lost in
+            [&["events"] as &[&str], &["identities"], &["meter"], &["events", "identities"], &["events", "meter"], &["identities", "meter"]]
+        {
+            // What the gateway writes before the INSERT is not lost by a crash in it.
+            let lost: Vec<_> = lost.iter().filter(|table| timed || **table != "identities").collect();
+            let lab = Lab::new();
+            let meter = lab.meter("count", spec("t", Aggregation::Count, None, &[])).await;
+            let meter = meter.status.unwrap().active.unwrap().table;
+            let mut sent = event("e", "t", "s", TIME, json!({}));
+            if !timed {
+                sent.as_object_mut().unwrap().remove("time");
+            }
+            lab.post(&sent).await.unwrap();
+            for table in &lost {
+                let table = lab.warehouse.table(if **table == "meter" { &meter } else { table });
+                lab.warehouse.run_ddl(&format!("TRUNCATE TABLE {table}")).await.unwrap();
+            }
+            for _ in 0..2 {
+                lab.post(&sent).await.unwrap();
+                assert_eq!(lab.number("count").await, "1", "{lost:?} lost, timed: {timed}");
+                let listed = lab.service.list_events(&Lab::caller(), Default::default(), Default::default()).await.unwrap().items;
+                assert_eq!(listed.len(), 1, "{lost:?} lost, timed: {timed}");
+                assert_eq!(twice(&lab).await, 0);
+            }
+        }
+    }
+}
+
+/// Of an event without a time of its own the next sending would have another time: where it goes is written before it
+/// goes there.
+#[tokio::test]
+async fn an_event_without_time_has_its_place_before_its_insert() {
+    let lab = Lab::new();
+    let meter = lab.meter("count", spec("t", Aggregation::Count, None, &[])).await;
+    let mut sent = event("e", "t", "s", TIME, json!({}));
+    sent.as_object_mut().unwrap().remove("time");
+    let tables = [meter.status.unwrap().active.unwrap().table, "events".to_owned()].map(|table| lab.warehouse.table(&table));
+    for table in &tables {
+        lab.warehouse.run_ddl(&format!("ALTER TABLE {table} ADD CONSTRAINT broken CHECK subject != 's'")).await.unwrap();
+    }
+    lab.post(&sent).await.unwrap_err();
+    let places = format!("SELECT toUnixTimestamp64Milli(time) FROM {}", lab.warehouse.table("identities"));
+    let place: i64 = lab.warehouse.query(&places).one().await.unwrap();
+    for table in &tables {
+        lab.warehouse.run_ddl(&format!("ALTER TABLE {table} DROP CONSTRAINT broken")).await.unwrap();
+    }
+    lab.post(&sent).await.unwrap();
+    let listed = lab.service.list_events(&Lab::caller(), Default::default(), Default::default()).await.unwrap().items;
+    assert_eq!(listed.iter().map(|event| event.time.as_millisecond()).collect::<Vec<_>>(), [place]);
+    assert_eq!(lab.number("count").await, "1");
+}
+
+/// A crash may come between the parts of a tombstone, or of its revert, too: the meter may not have heard of it.
+#[tokio::test]
+async fn a_cancellation_or_revert_that_got_half_way_is_completed_by_a_revert() {
+    let lab = Lab::new();
+    let meter = lab.meter("count", spec("t", Aggregation::Count, None, &[])).await;
+    let name = meter.status.unwrap().active.unwrap().table;
+    let table = lab.warehouse.table(&name);
+    lab.warehouse.run_ddl(&format!("SYSTEM STOP MERGES {table}")).await.unwrap();
+    lab.post(&event("e", "t", "s", TIME, json!({}))).await.unwrap();
+    let lose_latest = async || {
+        let parts = "SELECT name FROM system.parts WHERE database = {database:String} AND table = {table:String} AND active ORDER BY min_block_number";
+        let parts = lab.warehouse.query(parts).bind("database", lab.warehouse.database()).bind("table", &name);
+        let parts: Vec<String> = parts.rows().await.unwrap();
+        lab.warehouse.run_ddl(&format!("ALTER TABLE {table} DROP PART '{}'", parts.last().unwrap())).await.unwrap();
+    };
+    let cancel = async || {
+        let events = vec![EventRef { source: "test".to_owned(), id: "e".to_owned() }];
+        let request = CancelRequest { target: CancelTarget::Events(events), reason: None, dry_run: false };
+        lab.service.cancel_usage_events(&Lab::caller(), request).await.unwrap().cancellation_id.unwrap()
+    };
+    let id = cancel().await;
+    assert_eq!(lab.number("count").await, "0");
+    lose_latest().await;
+    assert_eq!(lab.number("count").await, "1", "the meter has not heard");
+    lab.service.revert_cancellation(&Lab::caller(), id).await.unwrap();
+    assert_eq!(lab.number("count").await, "1");
+    let id = cancel().await;
+    assert_eq!(lab.number("count").await, "0");
+
+    lab.service.revert_cancellation(&Lab::caller(), id).await.unwrap();
+    assert_eq!(lab.number("count").await, "1");
+    lose_latest().await;
+    assert_eq!(lab.number("count").await, "0", "the meter has not heard");
+    lab.service.revert_cancellation(&Lab::caller(), id).await.unwrap();
+    assert_eq!(lab.number("count").await, "1");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_clickhouse_that_comes_back_empty_is_filled_anew() {
+    let mut clickhouse = ClickHouse::start_own();
+    let lab = Arc::new(Lab::on(clickhouse.url()));
+    // The operator is another process: it does not hear what the gateway finds out.
+    let options = WarehouseOptions {
+        url: clickhouse.url().to_owned(),
+        database: lab.warehouse.database().to_owned(),
+        user: "default".to_owned(),
+        password: String::new(),
+    };
+    let operator = Reconciler::new(Warehouse::new(&options));
+    let meter = lab.meter("count", spec("t", Aggregation::Count, None, &[("batch", "$.batch")])).await;
+    operator.meter(&meter).await.unwrap();
+    lab.post(&batch(0)).await.unwrap();
+
+    clickhouse.kill();
+    clickhouse = tokio::task::spawn_blocking(move || {
+        clickhouse.restart_empty();
+        clickhouse
+    })
+    .await
+    .unwrap();
+    // The operator comes first, or the gateway does, or both: each makes what it needs.
+    let mut meter = meter;
+    let operate = async {
+        eventually("the operator has made the tables again", async || {
+            let outcome = operator.meter(&meter).await.ok()?;
+            let ready = outcome.status.conditions.iter().any(|c| c.type_ == "Ready" && c.status == "True");
+            meter.status = Some(outcome.status);
+            ready.then_some(())
+        })
+        .await;
+    };
+    let posts = join_all((1..9).map(|number| {
+        let lab = Arc::clone(&lab);
+        async move { (number, eventually("a post is taken", async || lab.post(&batch(number)).await.ok()).await) }
+    }));
+    let ((), answers) = tokio::join!(operate, posts);
+    lab.catalog.put_meter(&meter);
+    let numbers = counted(&lab).await;
+    assert_eq!(answers.len(), 8);
+    for (number, _) in answers {
+        assert_eq!(numbers.get(&number), Some(&(BATCH as u64)), "batch {number} was answered Ok by the empty ClickHouse");
+    }
+    assert!(!numbers.contains_key(&0), "the old data are gone: only a backup has them");
+    assert!(lab.post(&batch(0)).await.is_ok());
+    assert_eq!(counted(&lab).await.len(), 9);
+    drop(clickhouse);
+}
+
+#[tokio::test]
+async fn an_operator_alone_makes_the_tables_of_an_empty_clickhouse_again() {
+    let mut clickhouse = ClickHouse::start_own();
+    let mut lab = Lab::on(clickhouse.url());
+    let meter = lab.meter("count", spec("t", Aggregation::Count, None, &[])).await;
+    let customer = lab.customer("c", &["s"]).await;
+    clickhouse.kill();
+    lab.reconciler.meter(&meter).await.unwrap_err();
+    clickhouse.restart_empty();
+    eventually("the meter's tables", async || lab.reconciler.meter(&meter).await.ok()).await;
+    eventually("the customer's subjects", async || lab.reconciler.customer(&customer, &lab.customers).await.ok()).await;
+    lab.settle(meter).await;
+    lab.post(&event("e", "t", "s", TIME, json!({}))).await.unwrap();
+    let usage = lab.usage("count", UsageQuery { customers: vec!["c".to_owned()], ..total() }).await;
+    assert_eq!(usage.data[0].value, "1");
+}
+
+/// A second gateway on the database of a lab.
+fn second(lab: &Lab) -> Lab {
+    Lab::in_database(ClickHouse::shared().url(), lab.warehouse.database())
+}
+
+#[derive(clickhouse::Row, serde::Deserialize)]
+struct Twice {
+    keys: u64,
+}
+
+/// Identities that stand under more than one key: what an audit looks for.
+async fn twice(lab: &Lab) -> u64 {
+    let sql = format!("SELECT count() AS keys FROM {} FINAL GROUP BY id HAVING keys > 1", lab.warehouse.table("identities"));
+    let rows: Vec<Twice> = lab.warehouse.query(&sql).rows().await.unwrap();
+    rows.iter().map(|row| row.keys - 1).sum()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_gateways_count_the_same_batch_once() {
+    let lab = Lab::new();
+    lab.meter("count", spec("t", Aggregation::Count, None, &[("batch", "$.batch")])).await;
+    let other = second(&lab);
+    for number in [0, 2, 4, 6] {
+        let batch = batch(number);
+        let posts = join_all((0..6).map(|n| if n % 2 == 0 { lab.post(&batch) } else { other.post(&batch) })).await;
+        assert!(posts.iter().all(|post| post.as_ref().is_ok_and(|answer| answer.accepted == BATCH)));
+    }
+    assert!(counted(&lab).await.values().all(|count| *count == BATCH as u64));
+    assert_eq!(twice(&lab).await, 0);
+}
+
+/// Of one event sent to two gateways in the same moment without a time, each gives it another. It counts once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_gateways_that_get_one_event_without_time_in_one_moment_count_it_once() {
+    let lab = Lab::new();
+    lab.meter("count", spec("t", Aggregation::Count, None, &[("batch", "$.batch")])).await;
+    let other = second(&lab);
+    let once = async || counted(&lab).await.values().all(|count| *count == BATCH as u64);
+    for number in (1..60).step_by(2) {
+        let batch = batch(number);
+        let (a, b) = tokio::join!(lab.post(&batch), other.post(&batch));
+        assert!(a.is_ok() && b.is_ok());
+        assert!(once().await, "{number}");
+    }
+    assert!(twice(&lab).await > 0, "no race happened: the test showed nothing");
+    for number in (1..60).step_by(2) {
+        lab.post(&batch(number)).await.unwrap();
+        other.post(&batch(number)).await.unwrap();
+    }
+    assert!(once().await);
+    assert_eq!(counted(&lab).await.len(), 30);
+}
+
+/// Another gateway had the same event, wrote down its place and died before the INSERT: what is confirmed here counts
+/// though the other's key is the least.
+#[tokio::test]
+async fn a_place_whose_event_never_came_takes_nothing_away() {
+    let lab = Lab::new();
+    let meter = lab.meter("count", spec("t", Aggregation::Count, None, &[])).await;
+    let identities = lab.warehouse.table("identities");
+    let table = lab.warehouse.table(&meter.status.unwrap().active.unwrap().table);
+    let mut ahead = event("e", "t", "s", "2026-01-01T00:00:00Z", json!({}));
+    // The place of a sending with an earlier time, as if the look before did not see it yet: it comes by a view of the INSERT.
+    let spy = lab.warehouse.table("spy");
+    lab.warehouse
+        .run_ddl(&format!(
+            "CREATE MATERIALIZED VIEW {spy} TO {identities} AS SELECT id, '{}' AS namespace, 't' AS type, subject, time - INTERVAL 1 DAY AS time FROM {table}",
+            crate::lab::NAMESPACE
+        ))
+        .await
+        .unwrap();
+    lab.post(&ahead).await.unwrap();
+    lab.warehouse.run_ddl(&format!("DROP VIEW {spy}")).await.unwrap();
+    assert!(twice(&lab).await > 0);
+    assert_eq!(lab.number("count").await, "1");
+    ahead["time"] = json!("2026-05-01T00:00:00Z");
+    lab.post(&ahead).await.unwrap();
+    assert_eq!(lab.number("count").await, "1");
+}
