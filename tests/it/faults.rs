@@ -3,11 +3,15 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use futures::future::join_all;
 use kubemeter::api::Aggregation;
+use kubemeter::event::{Form, parse};
+use kubemeter::ingest::{Judge, Judged};
 use kubemeter::metering::{CancelRequest, CancelTarget, Error, EventRef, Metering as _, Records as _, UsageQuery};
 use kubemeter::reconcile::Reconciler;
+use kubemeter::warehouse::row::COLUMNS;
 use kubemeter::warehouse::{Warehouse, WarehouseOptions};
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
@@ -332,6 +336,33 @@ async fn two_gateways_that_get_one_event_without_time_in_one_moment_count_it_onc
     }
     assert!(once().await);
     assert_eq!(counted(&lab).await.len(), 30);
+}
+
+/// Of two sendings with the same key and other data the first one counts, however they come: in order, or by two gateways
+/// the later of which wrote first.
+#[tokio::test]
+async fn what_is_sent_again_with_other_data_changes_nothing() {
+    let lab = Lab::new();
+    let count = spec("t", Aggregation::Sum, Some("$.v"), &[]);
+    lab.meter("sum", count.clone()).await;
+    let sent = |v: u64| event("again", "t", "s", TIME, json!({"v": v}));
+    for v in [1, 1_000, 2_000] {
+        lab.post(&sent(v)).await.unwrap();
+        assert_eq!(lab.number("sum").await, "1");
+    }
+    for (arrival_us, v) in [(1_772_600_000_000_002, 1_000), (1_772_600_000_000_001, 10), (1_772_600_000_000_003, 2_000)] {
+        let items = parse(Form::Json, event("race", "t", "s", TIME, json!({"v": v})).to_string().into()).unwrap();
+        let judged = Judge::new(&lab.catalog, crate::lab::NAMESPACE, false, arrival_us).judge(&items[0]);
+        let Ok(Judged::Row(row)) = judged else { panic!("{judged:?}") };
+        let mut bytes = Vec::new();
+        row.encode(&mut bytes);
+        let landing = row.landing.to_string();
+        lab.warehouse.insert(&landing, COLUMNS, bytes.into(), "test", Duration::from_secs(30)).await.unwrap();
+    }
+    assert_eq!(lab.number("sum").await, "11");
+    // By the backfill it is the same.
+    lab.meter("later", count).await;
+    assert_eq!(lab.number("later").await, "11");
 }
 
 /// Another gateway had the same event, wrote down its place and died before the INSERT: what is confirmed here counts

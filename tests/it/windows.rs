@@ -81,7 +81,8 @@ fn instants() -> Vec<Timestamp> {
                     times.push(change + SignedDuration::from_millis(ms));
                 }
                 let day = change.to_zoned(zone.clone()).start_of_day().unwrap().timestamp();
-                times.extend([day, day - SignedDuration::from_millis(1)]);
+                let next = change.to_zoned(zone.clone()).tomorrow().unwrap().start_of_day().unwrap().timestamp();
+                times.extend([day, next].into_iter().flat_map(|start| [start, start - SignedDuration::from_millis(1)]));
             }
         }
     }
