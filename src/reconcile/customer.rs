@@ -71,7 +71,12 @@ impl Reconciler {
         self.warehouse.ensure_bootstrap().await?;
         if customer.spec.deletion_policy == CustomerDeletionPolicy::Purge {
             let lost = lost_subjects(customer, others);
-            let own: Vec<_> = customer.subjects().into_iter().filter(|subject| !lost.contains_key(*subject)).collect();
+            // A subject that is the customer's name and that nobody claims is the customer's too.
+            let name = customer.name_any();
+            let unclaimed = !others.iter().any(|other| other.uid() != customer.uid() && other.subjects().contains(&name.as_str()));
+            let mut own: BTreeSet<_> = customer.subjects().into_iter().filter(|subject| !lost.contains_key(*subject)).collect();
+            own.extend(Some(name.as_str()).filter(|_| unclaimed));
+            let own: Vec<_> = own.into_iter().collect();
             self.warehouse.purge(&customer.namespace().unwrap_or_default(), &own, PURGE).await?;
         }
         self.claim(customer, &[]).await

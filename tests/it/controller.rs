@@ -135,9 +135,12 @@ async fn an_annotation_skips_the_cleaning() {
     running.event("CleanupSkipped", "m").await;
 }
 
-/// Work that always succeeds and notes what it was asked: (verb, customer, rivals).
+/// What was asked: verb, customer, rivals.
+type Asked = (&'static str, String, Vec<String>);
+
+/// Work that always succeeds and notes what it was asked.
 #[derive(Clone, Default)]
-struct Ledger(Arc<Mutex<Vec<(&'static str, String, Vec<String>)>>>);
+struct Ledger(Arc<Mutex<Vec<Asked>>>);
 
 impl Ledger {
     fn note(&self, verb: &'static str, customer: &Customer, rivals: &[Customer]) {
