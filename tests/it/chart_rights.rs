@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
+use std::time::Duration;
 
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::events::v1::Event;
@@ -22,12 +23,19 @@ use tempfile::{NamedTempFile, TempDir};
 use crate::chart::{CHART, Release, kubectl};
 use crate::support::{ClickHouse, ControlPlane, eventually};
 
+/// Between two looks at what was logged.
+const POLL: Duration = Duration::from_millis(50);
+
 /// Group, resource and verb.
 type Right = (String, String, String);
 
 /// The two containers of the chart's pod, as processes.
 struct Pod {
+    /// Of the gateway.
     address: String,
+    /// What the kubelet would ask.
+    liveness: Vec<String>,
+    readiness: Vec<String>,
     children: Vec<Child>,
     log: NamedTempFile,
     /// What the gateway answered to calls that were not as expected.
@@ -50,7 +58,16 @@ impl Pod {
         let kubeconfig = home.path().join("kubeconfig");
         std::fs::write(&kubeconfig, config.to_string()).unwrap();
 
-        let (log, address) = (NamedTempFile::new().unwrap(), free_address());
+        let (log, address, operator) = (NamedTempFile::new().unwrap(), free_address(), free_address());
+        let containers = spec["containers"].as_array().unwrap();
+        let probes = |kind: &str| {
+            let path = |container: &Value| {
+                let listen = if container["name"] == "gateway" { &address } else { &operator };
+                Some(format!("http://{listen}{}", container[kind]["httpGet"]["path"].as_str()?))
+            };
+            containers.iter().filter_map(path).collect::<Vec<_>>()
+        };
+        let (liveness, readiness) = (probes("livenessProbe"), probes("readinessProbe"));
         let start = |container: &Value| {
             let mut command = Command::new(env!("CARGO_BIN_EXE_kubemeter"));
             command.env_clear().env("KUBECONFIG", &kubeconfig).env("HOSTNAME", "usage-1").stdin(Stdio::null());
@@ -58,14 +75,14 @@ impl Pod {
             for variable in container["env"].as_array().unwrap() {
                 command.env(variable["name"].as_str().unwrap(), variable["value"].as_str().unwrap());
             }
-            command.env("KUBEMETER_LISTEN", &address).env("KUBEMETER_OPERATOR_LISTEN", free_address());
+            command.env("KUBEMETER_LISTEN", &address).env("KUBEMETER_OPERATOR_LISTEN", &operator);
             // Both append to one file.
             let log = std::fs::OpenOptions::new().append(true).open(log.path()).unwrap();
             command.stderr(log).spawn().unwrap()
         };
-        let children: Vec<_> = spec["containers"].as_array().unwrap().iter().map(start).collect();
+        let children: Vec<_> = containers.iter().map(start).collect();
         assert_eq!(children.len(), 2);
-        Self { address, children, log, refusals: Mutex::default(), _home: home }
+        Self { address, liveness, readiness, children, log, refusals: Mutex::default(), _home: home }
     }
 
     /// All that was logged, and answered by mistake.
@@ -84,6 +101,30 @@ impl Pod {
                 Some((rest.split_once('"')?.0.to_owned(), resource.to_owned(), verb.to_owned()))
             })
             .collect()
+    }
+
+    /// An outage of ClickHouse takes the gateway out of the Service, and restarts nobody.
+    async fn outlives(&self, clickhouse: &mut ClickHouse) {
+        assert_eq!((self.liveness.len(), self.readiness.len()), (2, 1));
+        let status = async |url: &String| Some(reqwest::get(url).await.ok()?.status().as_u16());
+        clickhouse.kill();
+        eventually("the gateway is not ready", async || (status(&self.readiness[0]).await? == 503).then_some(())).await;
+        for url in &self.liveness {
+            assert_eq!(status(url).await, Some(200), "{url}");
+        }
+        clickhouse.restart();
+        eventually("the gateway is ready again", async || (status(&self.readiness[0]).await? == 200).then_some(())).await;
+    }
+
+    /// Returns when it is refused something.
+    async fn refusal(&self) -> BTreeSet<Right> {
+        loop {
+            let refused = self.refused();
+            if !refused.is_empty() {
+                return refused;
+            }
+            tokio::time::sleep(POLL).await;
+        }
     }
 
     /// SIGTERM, so that the lease is released.
@@ -253,7 +294,7 @@ impl Roles {
                 granted.extend(refused);
                 self.allow(granted).await;
             }
-            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            tokio::time::sleep(POLL).await;
         }
     }
 }
@@ -269,7 +310,7 @@ fn rights(rule: &PolicyRule) -> Vec<Right> {
 #[tokio::test]
 async fn each_right_is_needed_and_none_is_missing() {
     let plane = ControlPlane::start();
-    let (client, clickhouse) = (plane.client().await, ClickHouse::start_own());
+    let (client, mut clickhouse) = (plane.client().await, ClickHouse::start_own());
     let namespace = plane.namespace().await;
     let release = Release { plane: &plane, namespace: &namespace };
     let url = format!("clickhouse.url={}", clickhouse.url());
@@ -296,7 +337,10 @@ async fn each_right_is_needed_and_none_is_missing() {
         // With all of the chart's rights nothing is refused.
         let pod = Pod::start(&release).await;
         let someone = User::new(&pod, &client, account().await);
-        someone.walk().await;
+        tokio::select! {
+            () = someone.walk() => {}
+            refused = pod.refusal() => panic!("the chart does not grant {refused:?}"),
+        }
         let leases: Api<Lease> = Api::namespaced(client.clone(), &namespace);
         let holder = leases.get(LEASE).await.unwrap().spec.unwrap().holder_identity.unwrap();
         assert!(holder.starts_with("usage-1_"), "{holder}");
@@ -309,6 +353,7 @@ async fn each_right_is_needed_and_none_is_missing() {
                 .await;
         }
         drop(someone);
+        pod.outlives(&mut clickhouse).await;
         pod.stop().await;
 
         // Without any, each is asked for.
