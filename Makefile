@@ -46,10 +46,11 @@ setup-kubernetes: ## Build etcd, kube-apiserver and kube-controller-manager, onc
 	$(SETUP) kubernetes
 
 .PHONY: crds
-crds: ## Write crds/ anew from the Rust types
+crds: ## Write crds/ and the chart's copy anew from the Rust types
 	@mkdir -p crds
 	cargo run --locked --quiet -- crds | \
 	  awk 'BEGIN {split("meters customers", name)} /^---$$/ {file = "crds/" name[++n] ".yaml"; next} {print > file}'
+	cp crds/*.yaml charts/kubemeter/files/crds/
 
 .PHONY: bench
 bench: ## Measure ingest and queries against the limit of the same ClickHouse

@@ -9,7 +9,7 @@ use kubemeter::api;
 use serde_json::{Value, json};
 
 use crate::cluster::install_crds;
-use crate::support::ControlPlane;
+use crate::support::{ControlPlane, tool};
 
 #[test]
 fn the_folder_holds_what_the_types_say() {
@@ -151,7 +151,7 @@ async fn customers_are_judged() {
 async fn kubectl_explains_every_field() {
     let plane = ControlPlane::shared();
     install_crds(&plane.client().await).await;
-    let kubectl = kubectl();
+    let kubectl = tool("kubectl");
     for (path, words) in [
         ("meters", "The operator provisions a ClickHouse table"),
         ("mtr.spec.eventType", "CloudEvents `type` of the events that are counted"),
@@ -174,13 +174,4 @@ async fn kubectl_explains_every_field() {
     for field in ["aggregation", "deletionPolicy", "description", "eventType", "groupBy", "retention", "unit", "valueProperty"] {
         assert!(text.contains(field), "{field} in {text}");
     }
-}
-
-fn kubectl() -> PathBuf {
-    let script = "import sys; sys.path.insert(0, sys.argv[1]); import parts; print(parts.tool('kubectl') or '')";
-    let scripts = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts");
-    let output = Command::new("python3").args(["-c", script, scripts]).output().unwrap();
-    let path = String::from_utf8(output.stdout).unwrap().trim().to_owned();
-    assert!(!path.is_empty(), "kubectl is missing: run `make setup`");
-    path.into()
 }

@@ -5,6 +5,8 @@
 mod support;
 
 mod catalog;
+mod chart;
+mod chart_rights;
 mod cluster;
 mod controller;
 mod counting;

@@ -66,6 +66,12 @@ impl ControlPlane {
         let metadata = ObjectMeta { name: Some(name.into()), ..Default::default() };
         let account = ServiceAccount { metadata, ..Default::default() };
         api.create(&PostParams::default(), &account).await.expect("an administrator may");
+        self.token(namespace, name, audience).await
+    }
+
+    /// Makes a token of a service account for `audience` (`None`: the API server itself).
+    pub async fn token(&self, namespace: &str, name: &str, audience: Option<&str>) -> String {
+        let api: Api<ServiceAccount> = Api::namespaced(self.client().await, namespace);
         let spec = TokenRequestSpec { audiences: audience.map(|name| vec![name.into()]), ..Default::default() };
         let request = TokenRequest { spec: Some(spec), ..Default::default() };
         let answer = api.create_token_request(name, &PostParams::default(), &request).await;

@@ -9,6 +9,8 @@ pub use child::Running;
 pub use control_plane::ControlPlane;
 pub use engine::ClickHouse;
 
+use std::path::PathBuf;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// How long anything that has to happen may take before the test has failed. Far above what it does take, so that a
@@ -25,4 +27,14 @@ pub async fn eventually<T>(what: &str, mut check: impl AsyncFnMut() -> Option<T>
         assert!(start.elapsed() < DEADLINE, "{what}: not within {DEADLINE:?}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// Where `helm` or `kubectl` is. Panics when the set-up has not put it there.
+pub fn tool(name: &str) -> PathBuf {
+    let script = "import sys; sys.path.insert(0, sys.argv[1]); import parts; print(parts.tool(sys.argv[2]) or '')";
+    let scripts = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts");
+    let output = Command::new("python3").args(["-c", script, scripts, name]).output().expect("python3 runs");
+    let path = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    assert!(!path.is_empty(), "{name} is missing: run `make setup`");
+    path.into()
 }

@@ -1,0 +1,236 @@
+//! The Helm chart: what it renders and what it refuses, and its life on a real API server. There are no nodes: no pod runs.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{Namespace, Pod};
+use kube::api::{Api, ObjectMeta, Patch, PatchParams, PostParams};
+use kubemeter::api::{self, Meter};
+use serde::Deserialize as _;
+use serde_json::{Value, json};
+
+use crate::cluster::install_crds;
+use crate::support::{ControlPlane, eventually, tool};
+
+pub const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/charts/kubemeter");
+
+/// What a tool says on stdout, or, when it fails, on stderr.
+pub fn run(tool_name: &str, arguments: &[&str], input: &str) -> Result<String, String> {
+    let mut command = Command::new(tool(tool_name));
+    let mut child = command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    if output.status.success() { Ok(text(&output.stdout) + &text(&output.stderr)) } else { Err(text(&output.stderr)) }
+}
+
+/// What kubectl says in a namespace, with the rights of an administrator.
+pub fn kubectl(plane: &ControlPlane, namespace: &str, arguments: &[&str]) -> Result<String, String> {
+    run("kubectl", &[&["--kubeconfig", plane.kubeconfig.to_str().unwrap(), "--namespace", namespace], arguments].concat(), "")
+}
+
+/// A release of the chart on a control plane.
+pub struct Release<'a> {
+    pub plane: &'a ControlPlane,
+    pub namespace: &'a str,
+}
+
+impl Release<'_> {
+    /// Runs `helm VERB usage …`.
+    pub fn helm(&self, verb: &str, more: &[&str]) -> String {
+        let kubeconfig = self.plane.kubeconfig.to_str().unwrap();
+        let place = ["--kubeconfig", kubeconfig, "--namespace", self.namespace];
+        run("helm", &[verb.split(' ').collect(), vec!["usage"], more.to_vec(), place.to_vec()].concat(), "").unwrap()
+    }
+
+    /// The objects that it consists of now.
+    pub fn manifest(&self) -> Vec<Value> {
+        documents(&self.helm("get manifest", &[]))
+    }
+}
+
+/// The objects in a text of YAML documents.
+pub fn documents(text: &str) -> Vec<Value> {
+    serde_yaml::Deserializer::from_str(text).map(|d| Value::deserialize(d).unwrap()).filter(|object| !object.is_null()).collect()
+}
+
+/// The files of values that every change of the chart is rendered with.
+fn value_sets() -> Vec<PathBuf> {
+    let files: Vec<_> = std::fs::read_dir(format!("{CHART}/ci")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert!(files.len() >= 5, "{files:?}");
+    files
+}
+
+/// A namespace that takes no pod with more than the least privileges.
+async fn restricted_namespace(plane: &ControlPlane) -> String {
+    let namespace = plane.namespace().await;
+    let labels = json!({"pod-security.kubernetes.io/enforce": "restricted", "pod-security.kubernetes.io/warn": "restricted"});
+    let patch = Patch::Merge(json!({"metadata": {"labels": labels}}));
+    Api::<Namespace>::all(plane.client().await).patch(&namespace, &PatchParams::default(), &patch).await.unwrap();
+    namespace
+}
+
+#[test]
+fn its_files_agree_with_the_rest() {
+    let read = |name: &str| std::fs::read_to_string(format!("{CHART}/{name}")).unwrap();
+    for (file, text) in api::crds().unwrap() {
+        assert!(read(&format!("files/crds/{file}")) == text, "{file} in the chart is not what the Rust types say: run `make crds`");
+    }
+    let chart: Value = serde_yaml::from_str(&read("Chart.yaml")).unwrap();
+    assert_eq!(
+        (chart["appVersion"].as_str(), chart["version"].as_str()),
+        (Some(env!("CARGO_PKG_VERSION")), Some(env!("CARGO_PKG_VERSION")))
+    );
+
+    fn keys(value: &Value, path: &str, found: &mut Vec<String>) {
+        match value.as_object().filter(|map| !map.is_empty() && !path.ends_with("resources")) {
+            Some(map) => {
+                map.iter().for_each(|(key, value)| keys(value, &format!("{path}{}{key}", if path.is_empty() { "" } else { "." }), found))
+            }
+            None => found.push(path.to_owned()),
+        }
+    }
+    let mut found = Vec::new();
+    keys(&serde_yaml::from_str(&read("values.yaml")).unwrap(), "", &mut found);
+    let readme = read("README.md");
+    let mut documented: Vec<_> =
+        readme.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`')).map(|(key, _)| key.to_owned()).collect();
+    documented.sort();
+    assert_eq!(found, documented, "the table in the chart's README has each value");
+}
+
+#[test]
+fn it_is_linted() {
+    run("helm", &["lint", "--strict", CHART], "").unwrap();
+    for values in value_sets() {
+        run("helm", &["lint", "--strict", CHART, "--values", values.to_str().unwrap()], "").unwrap();
+    }
+}
+
+#[test]
+fn wrong_values_are_refused_with_a_message() {
+    let render = |more: &[&str]| {
+        let least = format!("{CHART}/ci/least-values.yaml");
+        run("helm", &[&["template", "usage", CHART, "--values", &least], more].concat(), "")
+    };
+    render(&[]).unwrap();
+    for (set, words) in [
+        ("replicas=two", "/replicas': got string, want integer"),
+        ("replicas=0", "/replicas': minimum: got 0, want 1"),
+        ("replica=3", "'replica' not allowed"),
+        ("clickhouse.pasword=x", "'pasword' not allowed"),
+        ("clickhouse.url=clickhouse:8123", "/clickhouse/url': 'clickhouse:8123' does not match"),
+        ("clickhouse.url=http://user:secret@clickhouse:8123", "/clickhouse/url'"),
+        ("clickhouse.url=", "clickhouse.url is missing: give the URL"),
+        ("clickhouse.database=a-b", "/clickhouse/database'"),
+        ("image.repository=", "image.repository is missing: build the Dockerfile"),
+        ("image.digest=sha256:12", "/image/digest'"),
+        ("watchNamespace=a_b", "/watchNamespace'"),
+        ("log.format=xml", "/log/format': value must be one of 'text', 'json'"),
+        ("service.port=70000", "/service/port': maximum"),
+        ("rbac.create=perhaps", "/rbac/create': got string, want boolean"),
+    ] {
+        let refused = render(&["--set", set]).expect_err(set);
+        assert!(refused.contains(words), "{set}: {refusal:?} does not say {words:?}", refusal = refused);
+    }
+}
+
+#[tokio::test]
+async fn every_manifest_is_taken_by_the_api_server() {
+    let plane = ControlPlane::shared();
+    let namespace = restricted_namespace(plane).await;
+    let shop = Namespace { metadata: ObjectMeta { name: Some("shop".into()), ..Default::default() }, ..Default::default() };
+    let _ = Api::all(plane.client().await).create(&PostParams::default(), &shop).await;
+    for values in value_sets() {
+        let values = values.to_str().unwrap();
+        let text = run("helm", &["template", "usage", CHART, "--values", values, "--namespace", &namespace], "").unwrap();
+        let kubeconfig = plane.kubeconfig.to_str().unwrap();
+        let apply = ["--kubeconfig", kubeconfig, "apply", "--server-side", "--force-conflicts", "--dry-run=server", "-f", "-"];
+        let said = run("kubectl", &apply, &text).unwrap_or_else(|why| panic!("{values}: {why}"));
+        assert!(!said.contains("Warning"), "{values}: {said}");
+
+        let rendered = documents(&text);
+        assert_eq!(said.lines().count(), rendered.len(), "{said}");
+        let crds = rendered.into_iter().filter(|object| object["kind"] == "CustomResourceDefinition");
+        for mut crd in crds {
+            assert_eq!(crd["metadata"]["annotations"], json!({"helm.sh/resource-policy": "keep"}));
+            let own = ["annotations", "labels"].map(|key| crd["metadata"].as_object_mut().unwrap().remove(key));
+            assert!(own.iter().all(Option::is_some));
+            let file = format!("{}.yaml", crd["spec"]["names"]["plural"].as_str().unwrap());
+            let (_, original) = api::crds().unwrap().into_iter().find(|(name, _)| *name == file).unwrap();
+            assert_eq!(crd, serde_yaml::from_str::<Value>(&original).unwrap());
+        }
+    }
+}
+
+#[tokio::test]
+async fn it_is_installed_upgraded_rolled_back_and_uninstalled() {
+    let plane = ControlPlane::shared();
+    let client = plane.client().await;
+    install_crds(&client).await;
+    let namespace = restricted_namespace(plane).await;
+    let release = Release { plane, namespace: &namespace };
+    let least = format!("{CHART}/ci/least-values.yaml");
+    let watch = format!("watchNamespace={namespace}");
+    let values = ["--values", &least, "--set", "crds.install=false", "--set", &watch];
+    let notes = release.helm("install", &[&[CHART], &values[..]].concat());
+    assert!(notes.contains(&format!("kubectl --namespace {namespace} rollout status deployment/usage-kubemeter")), "{notes}");
+
+    let meters: Api<Meter> = Api::namespaced(client.clone(), &namespace);
+    let meter: Meter = serde_json::from_value(json!({"apiVersion": "kubemeter.io/v1alpha1", "kind": "Meter",
+        "metadata": {"name": "calls"}, "spec": {"eventType": "call", "aggregation": "Count"}}))
+    .unwrap();
+    let meter = meters.create(&PostParams::default(), &meter).await.unwrap();
+
+    let deployments: Api<Deployment> = Api::namespaced(client.clone(), &namespace);
+    let replicas = async || deployments.get("usage-kubemeter").await.unwrap().spec.unwrap().replicas;
+    assert_eq!(replicas().await, Some(2));
+    pods_have_the_least_privileges(&client, &deployments, &namespace).await;
+    release.helm("upgrade", &[&[CHART], &values[..], &["--set", "replicas=3"]].concat());
+    assert_eq!(replicas().await, Some(3));
+    release.helm("rollback", &["1"]);
+    assert_eq!(replicas().await, Some(2));
+    users_may_what_their_roles_say(plane, &namespace).await;
+
+    let made = release.manifest();
+    assert!(made.len() >= 11, "{made:?}");
+    release.helm("uninstall", &[]);
+    for object in made {
+        let (kind, name) = (object["kind"].as_str().unwrap(), object["metadata"]["name"].as_str().unwrap());
+        eventually(&format!("the end of {kind} {name}"), async || {
+            kubectl(plane, &namespace, &["get", kind, name]).is_err_and(|why| why.contains("NotFound")).then_some(())
+        })
+        .await;
+    }
+    assert_eq!(meters.get("calls").await.unwrap().metadata.uid, meter.metadata.uid, "the Meter stays");
+}
+
+/// The pod as the Deployment would make it is taken where the restricted standard is enforced, and another is not.
+async fn pods_have_the_least_privileges(client: &kube::Client, deployments: &Api<Deployment>, namespace: &str) {
+    let template = deployments.get("usage-kubemeter").await.unwrap().spec.unwrap().template;
+    let metadata = ObjectMeta { name: Some("one".into()), labels: template.metadata.unwrap().labels, ..Default::default() };
+    let mut pod = Pod { metadata, spec: template.spec, ..Default::default() };
+    let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
+    let dry_run = PostParams { dry_run: true, ..Default::default() };
+    pods.create(&dry_run, &pod).await.unwrap();
+    pod.spec.as_mut().unwrap().security_context = None;
+    let refused = pods.create(&dry_run, &pod).await.unwrap_err().to_string();
+    assert!(refused.contains("violates PodSecurity"), "{refused}");
+}
+
+/// Kubernetes' own roles view, edit and admin cover Meters and Customers.
+async fn users_may_what_their_roles_say(plane: &ControlPlane, namespace: &str) {
+    let kubectl = |arguments: &[&str]| kubectl(plane, namespace, arguments);
+    for (role, may, may_not) in
+        [("view", "watch", "create"), ("edit", "delete", "deletecollection"), ("admin", "deletecollection", "escalate")]
+    {
+        kubectl(&["create", "rolebinding", role, &format!("--clusterrole={role}"), &format!("--user={role}")]).unwrap();
+        for resource in ["meters.kubemeter.io", "customers.kubemeter.io"] {
+            let can = |verb: &str| kubectl(&["auth", "can-i", verb, resource, &format!("--as={role}")]).is_ok();
+            eventually(&format!("{role} may {may} {resource}"), async || (can(may) && can("get")).then_some(())).await;
+            assert!(!can(may_not), "{role} may {may_not} {resource}");
+        }
+    }
+}
