@@ -22,8 +22,8 @@ impl Work<Customer> for Reconciler {
         self.customer(customer, rivals).await
     }
 
-    async fn forget(&self, customer: &Customer, rivals: &[Customer]) -> Result<(), Error> {
-        self.forget_customer(customer, rivals).await
+    async fn forget(&self, customer: &Customer, _rivals: &[Customer]) -> Result<(), Error> {
+        self.forget_customer(customer).await
     }
 
     fn failed(customer: &Customer, error: &Error) -> CustomerStatus {

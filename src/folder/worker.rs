@@ -33,7 +33,7 @@ enum Job {
     Meter(Meter),
     Customer(Customer, Vec<Customer>),
     ForgetMeter(Meter),
-    ForgetCustomer(Customer, Vec<Customer>),
+    ForgetCustomer(Customer),
 }
 
 /// What came of it: the next status, what to tell, when to come again; or the status that says why not, and the reason.
@@ -103,7 +103,7 @@ impl Worker {
         let meter = || find(&all.meters, id).map(|meter| Job::Meter(meter.clone()));
         let customer = || find(&all.customers, id).map(|customer| Job::Customer(customer.clone(), others(customer)));
         let going_meter = || find(&all.going_meters, id).map(|meter| Job::ForgetMeter(meter.clone()));
-        let going_customer = || find(&all.going_customers, id).map(|customer| Job::ForgetCustomer(customer.clone(), others(customer)));
+        let going_customer = || find(&all.going_customers, id).map(|customer| Job::ForgetCustomer(customer.clone()));
         meter().or_else(customer).or_else(going_meter).or_else(going_customer)
     }
 
@@ -167,7 +167,7 @@ async fn perform(reconciler: Reconciler, uid: String, job: Job) -> (String, Stri
             (words(&customer), Done::Customer(end))
         }
         Job::ForgetMeter(meter) => (words(&meter), Done::Forgotten(reconciler.forget_meter(&meter).await)),
-        Job::ForgetCustomer(customer, others) => (words(&customer), Done::Forgotten(reconciler.forget_customer(&customer, &others).await)),
+        Job::ForgetCustomer(customer) => (words(&customer), Done::Forgotten(reconciler.forget_customer(&customer).await)),
     };
     (uid, name, done)
 }

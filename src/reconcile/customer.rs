@@ -63,21 +63,18 @@ impl Reconciler {
         Ok(Outcome { status: CustomerStatus { observed_generation: customer.metadata.generation, conditions }, notices, requeue: None })
     }
 
-    /// Makes the Customer's subjects unknown, and purges their events when the deletion policy says so. Idempotent.
+    /// Makes the Customer's subjects unknown, and purges its events when the deletion policy says so: those that usage
+    /// counts as this customer's. Idempotent.
     ///
     /// # Errors
     /// When ClickHouse fails.
-    pub async fn forget_customer(&self, customer: &Customer, others: &[Customer]) -> Result<(), Error> {
+    pub async fn forget_customer(&self, customer: &Customer) -> Result<(), Error> {
         self.warehouse.ensure_bootstrap().await?;
         if customer.spec.deletion_policy == CustomerDeletionPolicy::Purge {
-            let lost = lost_subjects(customer, others);
-            // A subject that is the customer's name and that nobody claims is the customer's too.
-            let name = customer.name_any();
-            let unclaimed = !others.iter().any(|other| other.uid() != customer.uid() && other.subjects().contains(&name.as_str()));
-            let mut own: BTreeSet<_> = customer.subjects().into_iter().filter(|subject| !lost.contains_key(*subject)).collect();
-            own.extend(Some(name.as_str()).filter(|_| unclaimed));
-            let own: Vec<_> = own.into_iter().collect();
-            self.warehouse.purge(&customer.namespace().unwrap_or_default(), &own, PURGE).await?;
+            self.claim(customer, &customer.subjects()).await?;
+            let namespace = customer.namespace().unwrap_or_default();
+            let subjects = self.warehouse.subjects_of(&namespace, &customer.name_any()).await?;
+            self.warehouse.purge(&namespace, &subjects.iter().map(String::as_str).collect::<Vec<_>>(), PURGE).await?;
         }
         self.claim(customer, &[]).await
     }

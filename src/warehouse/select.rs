@@ -67,7 +67,7 @@ fn customers_of_subjects(database: &str) -> String {
 }
 
 /// Subjects that are one of `{customers:Array(String)}`: those mapped to it, and the customer's own name where no other has that.
-fn subjects_of_customers(database: &str) -> String {
+pub fn subjects_of_customers(database: &str) -> String {
     let map = customers_of_subjects(database);
     format!(
         "(SELECT subject FROM {map} WHERE owner IN {{customers:Array(String)}} UNION ALL \

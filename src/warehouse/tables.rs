@@ -8,6 +8,7 @@ use super::client::PARAM_BYTES;
 use super::{Error, Warehouse, schema};
 use crate::limits;
 use crate::warehouse::schema::TableNote;
+use crate::warehouse::select::subjects_of_customers;
 use crate::warehouse::sql::identifier;
 
 /// Longest that INSERTs which began before a view may still run: their own deadline, and some.
@@ -123,6 +124,15 @@ impl Warehouse {
             identifier(self.database())
         );
         self.query(&sql).bind("namespace", namespace).bind("uid", uid.to_string()).rows().await
+    }
+
+    /// The subjects that usage counts as a customer's: those mapped to it, and its own name where no other has that.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn subjects_of(&self, namespace: &str, customer: &str) -> Result<Vec<String>, Error> {
+        let sql = format!("SELECT DISTINCT subject FROM {}", subjects_of_customers(self.database()));
+        self.query(&sql).bind("namespace", namespace).bind("customers", [customer].as_slice()).rows().await
     }
 
     /// Writes or takes back a Customer's claims on subjects.

@@ -265,7 +265,7 @@ async fn what_is_as_large_as_it_may_be_is_taken() {
     assert_eq!(lab.number("sum").await, "1000");
 
     wide.spec.deletion_policy = CustomerDeletionPolicy::Purge;
-    lab.reconciler.forget_customer(&wide, &[]).await.unwrap();
+    lab.reconciler.forget_customer(&wide).await.unwrap();
     assert_eq!(lab.number("sum").await, "0");
 }
 
