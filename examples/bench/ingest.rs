@@ -16,6 +16,8 @@ use crate::{Result, Sizes, load, progress};
 
 /// Connections that post at the same time.
 const CONNECTIONS: usize = 16;
+/// Events that are made at a time for large INSERTs.
+const BIG_BATCH: usize = 1_000;
 /// Pause between the posts on the idle system.
 const PAUSE: Duration = Duration::from_millis(25);
 
@@ -23,7 +25,10 @@ const PAUSE: Duration = Duration::from_millis(25);
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum To {
     Gateway,
-    ClickHouse,
+    /// In INSERTs of so many rows, a multiple of the batches'.
+    ClickHouse {
+        rows: usize,
+    },
 }
 
 /// What one run took.
@@ -57,15 +62,15 @@ pub async fn measure(setup: &Setup, sizes: &Sizes, seed: u64, stored: u64, repor
     // In turn, so that whatever else the machine does meets all of them.
     for turn in 1..=sizes.turns {
         let (rows, inserts) = sizes.direct;
-        big.push(bench.run(To::ClickHouse, 1, rows, rows * inserts).await?);
+        big.push(bench.run(To::ClickHouse { rows }, 1, BIG_BATCH, rows * inserts).await?);
         for (at, &(size, events)) in sizes.batches.iter().enumerate() {
             ours[at].push(bench.run(To::Gateway, CONNECTIONS, size, events).await?);
-            same[at].push(bench.run(To::ClickHouse, CONNECTIONS, size, events.min(size * 1_000)).await?);
+            same[at].push(bench.run(To::ClickHouse { rows: size }, CONNECTIONS, size, events.min(size * 1_000)).await?);
         }
         progress(format_args!("ingest: turn {turn} of {} done", sizes.turns));
     }
     let lone = bench.lone(To::Gateway, sizes.lone).await?;
-    let lone_direct = bench.lone(To::ClickHouse, sizes.lone).await?;
+    let lone_direct = bench.lone(To::ClickHouse { rows: 1 }, sizes.lone).await?;
     bench.check_duplicates().await?;
 
     let others: Vec<f64> = big.iter().chain(ours.iter().flatten()).chain(same.iter().flatten()).map(|run| run.others * 100.0).collect();
@@ -155,10 +160,13 @@ impl Ingest<'_> {
             open.push(connect(to, self.setup).await?);
         }
         self.setup.quiet().await?;
-        let run = self.timed(to, size, requests, open, None).await?;
-        let who = if to == To::Gateway { "gateway" } else { "ClickHouse" };
+        let run = self.timed(to, (size, events), requests, open, None).await?;
+        let (who, rows) = match to {
+            To::Gateway => ("gateway", size),
+            To::ClickHouse { rows } => ("ClickHouse", rows),
+        };
         progress(format_args!(
-            "{who}, {connections} × {size}: {:.0} events/s, p50 {}, p99 {}; CPU per million: gateway {}, ClickHouse {}; others {:.0} %",
+            "{who}, {connections} × {rows}: {:.0} events/s, p50 {}, p99 {}; CPU per million: gateway {}, ClickHouse {}; others {:.0} %",
             run.rate(),
             at(&run, 50),
             at(&run, 99),
@@ -175,7 +183,7 @@ impl Ingest<'_> {
         let requests = requests(to, &self.setup.landing, &self.batches(1, posts)?)?;
         let open = vec![connect(to, self.setup).await?];
         self.setup.quiet().await?;
-        let run = self.timed(to, 1, requests, open, Some(PAUSE)).await?;
+        let run = self.timed(to, (1, posts), requests, open, Some(PAUSE)).await?;
         self.check("after lone posts").await?;
         Ok(run)
     }
@@ -183,12 +191,11 @@ impl Ingest<'_> {
     async fn timed(
         &self,
         to: To,
-        size: usize,
+        (size, events): (usize, usize),
         requests: Vec<Request>,
         connections: Vec<Connection>,
         pause: Option<Duration>,
     ) -> Result<Run> {
-        let events = requests.len() * size;
         let answers = RefCell::new(Vec::with_capacity(requests.len()));
         let queue = RefCell::new(requests.into_iter());
         let cpu = || -> Result<[f64; 4]> { Ok([self.setup.gateway.cpu()?, self.setup.clickhouse.cpu()?, own_cpu()?, busy()?]) };
@@ -256,13 +263,15 @@ struct Request {
 
 fn requests(to: To, landing: &str, batches: &[Batch]) -> Result<Vec<Request>> {
     let insert = format!("/?query={}", encoded(&format!("INSERT INTO kubemeter.{landing} ({COLUMNS}) FORMAT RowBinary")));
-    let request = |batch: &Batch| {
-        Ok(match to {
-            To::Gateway => Request { path: "/events".to_owned(), body: batch.json.clone(), status: StatusCode::ACCEPTED },
-            To::ClickHouse => Request { path: insert.clone(), body: batch.row_binary()?, status: StatusCode::OK },
-        })
+    let to_gateway = |batch: &Batch| Request { path: "/events".to_owned(), body: batch.json.clone(), status: StatusCode::ACCEPTED };
+    let to_clickhouse = |batches: &[Batch]| -> Result<Request> {
+        let rows = batches.iter().map(Batch::row_binary).collect::<Result<Vec<_>>>()?.concat();
+        Ok(Request { path: insert.clone(), body: rows.into(), status: StatusCode::OK })
     };
-    batches.iter().map(request).collect()
+    match to {
+        To::Gateway => Ok(batches.iter().map(to_gateway).collect()),
+        To::ClickHouse { rows } => batches.chunks(rows / batches[0].events).map(to_clickhouse).collect(),
+    }
 }
 
 async fn connect(to: To, setup: &Setup) -> Result<Connection> {
