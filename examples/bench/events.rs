@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use kubemeter::event::{Form, Incoming, identity, parse};
 use kubemeter::warehouse::row::Row;
 use kubemeter::warehouse::schema::Landing;
+use uuid::Uuid;
 
 use crate::Result;
 
@@ -134,6 +135,7 @@ impl Batch {
                 received_us: arrival_us,
                 version: Row::arrival_version(arrival_us),
                 time_ms: event.time_ms.unwrap_or_default(),
+                cancellation: Uuid::nil(),
                 event,
             };
             row.encode(&mut rows);
