@@ -55,7 +55,8 @@ crds: ## Write crds/ and the chart's copy anew from the Rust types
 .PHONY: bench
 bench: ## Measure ingest and queries against the limit of the same ClickHouse
 	$(SETUP) rust engine
-	cargo run --locked --release --example bench
+	cargo build --locked --release
+	cargo run --locked --release --example bench -- $(ARGS)
 
 .PHONY: cluster-up
 cluster-up: setup setup-kubernetes build ## Run Kubemeter on a real API server on this machine, in the background

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use crate::catalog::{Catalog, KnownMeter};
-use crate::event::{Command, Event, Incoming, Item, Leaves, Refusal, Scalar, identity, value};
+use crate::event::{Command, Event, Incoming, Leaves, Refusal, Scalar, identity, value};
 use crate::meter::Measure;
 use crate::metering::RejectCode;
 use crate::warehouse::row::Row;
@@ -46,15 +46,15 @@ impl<'a> Judge<'a> {
         Self { catalog, namespace, known_customers_only, arrival_us, meters: HashMap::new() }
     }
 
-    /// Judges one item.
+    /// Judges what one item means.
     ///
     /// An event that some Meter of its type can't count is refused as a whole: a bill that is short because a Meter is
     /// wrong is worse than a refusal that says so, and the reject is kept until the Meter is mended.
     ///
     /// # Errors
     /// Why the event can't be taken.
-    pub fn judge(&mut self, item: &Item) -> Result<Judged, Refusal> {
-        match item.parsed.clone()? {
+    pub fn judge(&mut self, item: Result<Incoming, Refusal>) -> Result<Judged, Refusal> {
+        match item? {
             Incoming::Event(event) => self.event(event).map(Judged::Row),
             Incoming::Command(Command::Onboard { tenant_id, tenant_name }) => Ok(Judged::Onboard { tenant_id, tenant_name }),
             Incoming::Command(Command::Offboard { tenant_id }) => Ok(Judged::Offboard { tenant_id }),

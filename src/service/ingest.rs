@@ -1,5 +1,6 @@
 //! ingestUsageEvent: judge, carry out commands, commit, tell.
 
+use bytes::Bytes;
 use jiff::Timestamp;
 use uuid::Uuid;
 
@@ -17,12 +18,12 @@ impl<R: Registry> Service<R> {
     pub(super) async fn ingest(&self, caller: &Caller, items: Vec<Item>, atomic: bool) -> Result<Ingested, Error> {
         let arrival_us = Timestamp::now().as_microsecond();
         let mut judge = Judge::new(&self.catalog, &caller.namespace, self.known_customers_only, arrival_us);
-        let judged: Vec<_> = items.iter().map(|item| judge.judge(item)).collect();
-        let all_good = judged.iter().all(Result::is_ok);
+        let judged: Vec<_> = items.into_iter().map(|Item { raw, parsed }| (raw, judge.judge(parsed))).collect();
+        let (all_good, is_single) = (judged.iter().all(|(_, judged)| judged.is_ok()), judged.len() == 1);
         let mut submission = Submission::default();
         let mut answer = Ingested::default();
 
-        for (index, (item, judged)) in items.iter().zip(judged).enumerate() {
+        for (index, (raw, judged)) in judged.into_iter().enumerate() {
             let refusal = match judged {
                 Err(refusal) => refusal,
                 Ok(_) if atomic && !all_good => continue,
@@ -38,12 +39,12 @@ impl<R: Registry> Service<R> {
                     }
                     // The whole request comes again; what was done stays done.
                     Err(error @ (Error::Unavailable { .. } | Error::Overloaded { .. } | Error::Internal(_))) => return Err(error),
-                    Err(error) if items.len() == 1 => return Err(error),
+                    Err(error) if is_single => return Err(error),
                     Err(error) => Refusal { code: RejectCode::InvalidEvent, source: None, id: None, message: error.to_string() },
                 },
             };
             if !atomic {
-                submission.rejects.push(reject(&caller.namespace, arrival_us, item, &refusal));
+                submission.rejects.push(reject(&caller.namespace, arrival_us, &raw, &refusal));
             }
             let Refusal { code, source, id, message } = refusal;
             answer.rejected.push(Rejection { index, source, id, code, message });
@@ -72,8 +73,8 @@ impl<R: Registry> Service<R> {
     }
 }
 
-fn reject(namespace: &str, received_us: i64, item: &Item, refusal: &Refusal) -> Reject {
-    let kept = if refusal.code == RejectCode::TooLarge { item.raw.len().min(TOO_LARGE_KEPT) } else { item.raw.len() };
+fn reject(namespace: &str, received_us: i64, raw: &Bytes, refusal: &Refusal) -> Reject {
+    let kept = if refusal.code == RejectCode::TooLarge { raw.len().min(TOO_LARGE_KEPT) } else { raw.len() };
     Reject {
         namespace: namespace.to_owned(),
         received_us,
@@ -82,7 +83,7 @@ fn reject(namespace: &str, received_us: i64, item: &Item, refusal: &Refusal) -> 
         event_id: refusal.id.clone(),
         code: refusal.code.as_str(),
         message: refusal.message.clone(),
-        event: item.raw.slice(..kept),
+        event: raw.slice(..kept),
         is_deleted: false,
     }
 }

@@ -129,7 +129,7 @@ impl<R: Registry> Service<R> {
 fn again(record: &RejectRecord, judge: &mut Judge<'_>) -> Result<crate::warehouse::row::Row, (RejectCode, String)> {
     let item: Option<Item> = parse(Form::Json, Bytes::from(record.event.clone())).ok().and_then(|items| items.into_iter().next());
     let item = item.ok_or_else(|| (RejectCode::InvalidEvent, "it is no JSON: it can't become an event".to_owned()))?;
-    match judge.judge(&item) {
+    match judge.judge(item.parsed) {
         Ok(Judged::Row(row)) => Ok(row),
         Ok(_) => Err((RejectCode::InvalidEvent, "it is a command: send it again instead".to_owned())),
         Err(refusal) => Err((refusal.code, refusal.message)),

@@ -1,6 +1,7 @@
 //! Events become numbers: once each, exactly, whatever comes in whatever order.
 
 use kubemeter::api::Aggregation;
+use kubemeter::limits;
 use kubemeter::metering::{CancelRequest, CancelTarget, EventRef, Metering as _, Records as _, RejectCode, UsageQuery};
 use serde_json::{Value, json};
 
@@ -59,6 +60,20 @@ async fn a_batch_counts_once_however_often_and_concurrently_it_comes() {
     let posts = futures::future::join_all((0..10).map(|_| lab.post(&batch))).await;
     assert!(posts.iter().all(|p| p.as_ref().unwrap().accepted == 200));
     assert_eq!(lab.number("sum").await, "20");
+}
+
+#[tokio::test]
+async fn as_many_as_one_request_may_hold_count_and_can_be_cancelled() {
+    let lab = Lab::new();
+    lab.meter("count", spec("t", Aggregation::Count, None, &[])).await;
+    let ids: Vec<String> = (0..limits::BATCH_EVENTS.min(limits::CANCEL_EVENTS)).map(|i| format!("e{i}")).collect();
+    let batch: Vec<Value> = ids.iter().map(|id| event(id, "t", "s", TIME, json!({}))).collect();
+    lab.post(&json!(batch)).await.unwrap();
+    assert_eq!(lab.number("count").await, ids.len().to_string());
+    let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+    let cancelled = lab.service.cancel_usage_events(&Lab::caller(), cancel(named(&ids))).await.unwrap();
+    assert_eq!((cancelled.cancelled, cancelled.not_found.len()), (ids.len() as u64, 0));
+    assert_eq!(lab.number("count").await, "0");
 }
 
 #[tokio::test]
