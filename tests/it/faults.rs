@@ -352,7 +352,7 @@ async fn what_is_sent_again_with_other_data_changes_nothing() {
     }
     for (arrival_us, v) in [(1_772_600_000_000_002, 1_000), (1_772_600_000_000_001, 10), (1_772_600_000_000_003, 2_000)] {
         let items = parse(Form::Json, event("race", "t", "s", TIME, json!({"v": v})).to_string().into()).unwrap();
-        let judged = Judge::new(&lab.catalog, crate::lab::NAMESPACE, false, arrival_us).judge(&items[0]);
+        let judged = Judge::new(&lab.catalog, crate::lab::NAMESPACE, false, arrival_us).judge(items[0].parsed.clone());
         let Ok(Judged::Row(row)) = judged else { panic!("{judged:?}") };
         let mut bytes = Vec::new();
         row.encode(&mut bytes);

@@ -35,7 +35,7 @@ async fn store(lab: &Lab, data: Vec<Leaves>) -> Vec<u128> {
             time_ms: Some(1_772_600_000_000 + i64::try_from(n).unwrap()),
             data,
         };
-        match judge.judge(&Item { raw: Default::default(), parsed: Ok(Incoming::Event(event)) }) {
+        match judge.judge(Ok(Incoming::Event(event))) {
             Ok(Judged::Row(row)) => rows.push(row),
             other => panic!("{other:?}"),
         }
