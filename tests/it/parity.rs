@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use kubemeter::api::{Aggregation, Meter};
 use kubemeter::catalog::Catalog;
-use kubemeter::event::{Decimal, Event, Incoming, Item, JsonPath, Leaves, Scalar};
+use kubemeter::event::{Decimal, Event, Incoming, JsonPath, Leaves, Scalar};
 use kubemeter::ingest::{Committer, Judge, Judged, Submission};
 use kubemeter::telemetry::Metrics;
 use proptest::prelude::*;
