@@ -15,7 +15,7 @@ pub struct KnownMeter {
     pub namespace: String,
     /// `metadata.name`, the API's `meterId`.
     pub meter_id: String,
-    /// What new events are judged by; None while the spec is invalid.
+    /// What new events are judged by: the spec, or while that is invalid what answers; None when there is neither.
     pub definition: Option<Definition>,
     /// Table and definition that answer queries; None until the first table is complete.
     pub active: Option<(String, Definition)>,
@@ -81,11 +81,12 @@ impl Catalog {
     pub fn put_meter(&self, meter: &Meter) {
         let namespace = meter.namespace().unwrap_or_default();
         let active = meter.status.as_ref().and_then(|s| s.active.as_ref());
+        let active = active.and_then(|a| Some((a.table.clone(), Definition::parse_active(a).ok()?)));
         let known = Arc::new(KnownMeter {
-            namespace: namespace.clone(),
+            namespace,
             meter_id: meter.name_any(),
-            definition: Definition::parse(&meter.spec).ok(),
-            active: active.and_then(|a| Some((a.table.clone(), Definition::parse_active(a).ok()?))),
+            definition: Definition::parse(&meter.spec).ok().or_else(|| active.as_ref().map(|(_, definition)| definition.clone())),
+            active,
         });
         self.write(|all| all.put(known));
     }

@@ -23,8 +23,8 @@ pub const SUBJECTS: usize = 1_000;
 pub const DESCRIPTION_BYTES: usize = 1_024;
 /// Longest `unit` or `displayName`, in bytes.
 pub const LABEL_BYTES: usize = 128;
-/// Longest retention, in days: a century.
-pub const RETENTION_DAYS: u32 = 36_500;
+/// Longest retention, in days: what five digits say, beyond every event's time.
+pub const RETENTION_DAYS: u32 = 99_999;
 /// Longest reason of a cancellation, in bytes.
 pub const REASON_BYTES: usize = 1_024;
 /// Most events named by one cancellation.

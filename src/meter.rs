@@ -74,7 +74,9 @@ impl Definition {
         if let Err(why) = text(&spec.event_type, 1, limits::ATTRIBUTE_BYTES) {
             refuse("spec.eventType", why);
         }
-        if let Err(why) = text(spec.description.as_deref().unwrap_or(""), 0, limits::DESCRIPTION_BYTES * 4) {
+        // For people: several lines are welcome.
+        let description = spec.description.as_deref().unwrap_or("").replace(['\n', '\r', '\t'], " ");
+        if let Err(why) = text(&description, 0, limits::DESCRIPTION_BYTES * 4) {
             refuse("spec.description", why);
         }
         if let Err(why) = text(spec.unit.as_deref().unwrap_or(""), 0, limits::LABEL_BYTES * 4) {

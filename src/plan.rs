@@ -40,8 +40,6 @@ pub enum Step {
     },
     /// Note the target as live: it was retired and has been fed all along.
     Revive,
-    /// Change how long the target's rows stay.
-    AlterRetention,
     /// Another table took this one's place just now.
     Retire(String),
     /// Drop a table and its view.
@@ -59,8 +57,9 @@ pub struct Plan {
     pub again_s: Option<i64>,
 }
 
-/// Plans for a target table.
-pub fn plan(target: &str, retention_days: Option<u32>, observed: &Observed, now_s: i64) -> Plan {
+/// Plans for a target table. `answering` is the table that the stored status names: only when that is the target do the
+/// others go, for gateways read what the stored status says.
+pub fn plan(target: &str, answering: Option<&str>, observed: &Observed, now_s: i64) -> Plan {
     let has_view = observed.views.contains(&view(target));
     let fill = |after| vec![Step::CreateView, Step::Fence, Step::Backfill { after }];
     let mut steps = match observed.tables.get(target).map(|note| &note.state) {
@@ -74,11 +73,11 @@ pub fn plan(target: &str, retention_days: Option<u32>, observed: &Observed, now_
         Some(_) => Vec::new(),
     };
     let live = !steps.iter().any(|step| matches!(step, Step::Backfill { .. }));
-    if observed.tables.get(target).is_some_and(|note| note.retention_days != retention_days) {
-        steps.push(Step::AlterRetention);
-    }
     let mut again_s = None;
-    if live {
+    if live && answering != Some(target) {
+        // Come again when the status is stored.
+        again_s = observed.tables.keys().any(|table| table != target).then_some(1);
+    } else if live {
         for (table, note) in observed.tables.iter().filter(|(table, _)| *table != target) {
             match note.state {
                 TableState::Live => {
@@ -100,13 +99,7 @@ mod tests {
     use super::*;
 
     fn observed(tables: &[(&str, TableState)], views: &[&str]) -> Observed {
-        let note = |state: &TableState| TableNote {
-            uid: "u".into(),
-            namespace: "n".into(),
-            meter: "m".into(),
-            state: state.clone(),
-            retention_days: None,
-        };
+        let note = |state: &TableState| TableNote { uid: "u".into(), namespace: "n".into(), meter: "m".into(), state: state.clone() };
         Observed {
             tables: tables.iter().map(|(name, state)| ((*name).to_owned(), note(state))).collect(),
             views: views.iter().map(|v| view(v)).collect(),
@@ -115,7 +108,7 @@ mod tests {
 
     #[test]
     fn a_new_meter_is_made_fed_fenced_and_filled_in_this_order() {
-        let made = plan("b", None, &observed(&[], &[]), 0);
+        let made = plan("b", Some("b"), &observed(&[], &[]), 0);
         assert_eq!(made.steps, [Step::CreateTable, Step::CreateView, Step::Fence, Step::Backfill { after: 0 }]);
         assert!(!made.live);
     }
@@ -123,24 +116,27 @@ mod tests {
     #[test]
     fn work_goes_on_where_it_was_cut_off() {
         assert_eq!(
-            plan("b", None, &observed(&[("b", TableState::New)], &[]), 0).steps,
+            plan("b", Some("b"), &observed(&[("b", TableState::New)], &[]), 0).steps,
             [Step::CreateView, Step::Fence, Step::Backfill { after: 0 }]
         );
         assert_eq!(
-            plan("b", None, &observed(&[("b", TableState::New)], &["b"]), 0).steps,
+            plan("b", Some("b"), &observed(&[("b", TableState::New)], &["b"]), 0).steps,
             [Step::CreateView, Step::Fence, Step::Backfill { after: 0 }]
         );
         assert_eq!(
-            plan("b", None, &observed(&[("b", TableState::Filling(202_601))], &["b"]), 0).steps,
+            plan("b", Some("b"), &observed(&[("b", TableState::Filling(202_601))], &["b"]), 0).steps,
             [Step::Backfill { after: 202_601 }]
         );
-        assert_eq!(plan("b", None, &observed(&[("b", TableState::Live)], &["b"]), 0), Plan { steps: vec![], live: true, again_s: None });
+        assert_eq!(
+            plan("b", Some("b"), &observed(&[("b", TableState::Live)], &["b"]), 0),
+            Plan { steps: vec![], live: true, again_s: None }
+        );
     }
 
     #[test]
     fn a_table_that_lost_its_view_is_filled_again() {
         for state in [TableState::Live, TableState::Filling(202_601), TableState::Retired(0)] {
-            let again = plan("b", None, &observed(&[("b", state)], &[]), 0);
+            let again = plan("b", Some("b"), &observed(&[("b", state)], &[]), 0);
             assert_eq!(again.steps, [Step::Reset, Step::CreateView, Step::Fence, Step::Backfill { after: 0 }]);
             assert!(!again.live);
         }
@@ -150,29 +146,38 @@ mod tests {
     fn the_old_table_stays_until_the_new_one_is_live_and_known() {
         let old = |state| [("a", TableState::Live), ("b", state)];
         assert!(
-            !plan("b", None, &observed(&old(TableState::Filling(0)), &["a", "b"]), 0)
+            !plan("b", Some("b"), &observed(&old(TableState::Filling(0)), &["a", "b"]), 0)
                 .steps
                 .iter()
                 .any(|s| matches!(s, Step::Drop(_) | Step::Retire(_)))
         );
-        let switched = plan("b", None, &observed(&old(TableState::Live), &["a", "b"]), 0);
+        let switched = plan("b", Some("b"), &observed(&old(TableState::Live), &["a", "b"]), 0);
         assert_eq!((switched.steps, switched.again_s), (vec![Step::Retire("a".into())], Some(GRACE_S)));
         let retired = [("a", TableState::Retired(100)), ("b", TableState::Live)];
-        assert_eq!(plan("b", None, &observed(&retired, &["a", "b"]), 110), Plan { steps: vec![], live: true, again_s: Some(GRACE_S - 10) });
-        assert_eq!(plan("b", None, &observed(&retired, &["a", "b"]), 100 + GRACE_S).steps, [Step::Drop("a".into())]);
+        assert_eq!(
+            plan("b", Some("b"), &observed(&retired, &["a", "b"]), 110),
+            Plan { steps: vec![], live: true, again_s: Some(GRACE_S - 10) }
+        );
+        assert_eq!(plan("b", Some("b"), &observed(&retired, &["a", "b"]), 100 + GRACE_S).steps, [Step::Drop("a".into())]);
     }
 
     #[test]
     fn an_edit_taken_back_revives_the_old_table_and_drops_the_half_made_one() {
         let half = [("a", TableState::Live), ("b", TableState::Filling(0))];
-        assert_eq!(plan("a", None, &observed(&half, &["a", "b"]), 0).steps, [Step::Drop("b".into())]);
+        assert_eq!(plan("a", Some("a"), &observed(&half, &["a", "b"]), 0).steps, [Step::Drop("b".into())]);
         let done = [("a", TableState::Retired(0)), ("b", TableState::Live)];
-        let back = plan("a", None, &observed(&done, &["a", "b"]), 5);
+        let back = plan("a", Some("a"), &observed(&done, &["a", "b"]), 5);
         assert_eq!((back.steps, back.live), (vec![Step::Revive, Step::Retire("b".into())], true));
     }
 
     #[test]
-    fn retention_changes_in_place() {
-        assert_eq!(plan("b", Some(30), &observed(&[("b", TableState::Live)], &["b"]), 0).steps, [Step::AlterRetention]);
+    fn nothing_goes_before_the_stored_status_names_the_new_table() {
+        let both = observed(&[("a", TableState::Live), ("b", TableState::Live)], &["a", "b"]);
+        let retired = observed(&[("a", TableState::Retired(0)), ("b", TableState::Live)], &["a", "b"]);
+        for answering in [None, Some("a")] {
+            for observed in [&both, &retired] {
+                assert_eq!(plan("b", answering, observed, 1_000), Plan { steps: vec![], live: true, again_s: Some(1) });
+            }
+        }
     }
 }

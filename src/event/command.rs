@@ -51,11 +51,12 @@ pub(super) fn read(kind: Kind, sent: Sent<'_>) -> Result<Command, Fault> {
         }
         Kind::Onboard => {
             object_name(place, &tenant_id)?;
-            Ok(Command::Onboard { tenant_id, tenant_name: tenant_name(place, &data)? })
+            let (id, source) = (id.to_owned(), source.to_owned());
+            Ok(Command::Onboard { id, source, tenant_id, tenant_name: tenant_name(place, &data)? })
         }
         Kind::Offboard => {
             object_name(place, &tenant_id)?;
-            Ok(Command::Offboard { tenant_id })
+            Ok(Command::Offboard { id: id.to_owned(), source: source.to_owned(), tenant_id })
         }
     }
 }

@@ -41,15 +41,23 @@ pub enum Command {
         /// The scalars of `data`: `$.value` is the value, every other but `$.tenantId`, `$.meterId`, `$.time` a dimension by group name.
         data: Leaves,
     },
-    /// `ONBOARDING_REQUEST` / `onboardingRequest`: make a Customer. One that exists is fine.
+    /// `ONBOARDING_REQUEST` / `onboardingRequest`: make a Customer, once per identity. One that exists is fine.
     Onboard {
+        /// `id` of the envelope.
+        id: String,
+        /// `source` of the envelope.
+        source: String,
         /// The Customer's name.
         tenant_id: String,
         /// Its display name.
         tenant_name: Option<String>,
     },
-    /// `OFFBOARDING_REQUEST` / `offboardingRequest`: delete a Customer. One that is gone is fine.
+    /// `OFFBOARDING_REQUEST` / `offboardingRequest`: delete a Customer, once per identity. One that is gone is fine.
     Offboard {
+        /// `id` of the envelope.
+        id: String,
+        /// `source` of the envelope.
+        source: String,
         /// The Customer's name.
         tenant_id: String,
     },

@@ -331,14 +331,22 @@ fn commands_are_read_from_both_envelopes() {
 
     let tenant = r#"{"tenantId":"acme-1","tenantName":"Acme Inc"}"#;
     for body in [cloud("ONBOARDING_REQUEST", tenant), bridge("onboardingRequest", tenant), bridge("ONBOARDING_REQUEST", tenant)] {
-        let expected = Command::Onboard { tenant_id: "acme-1".to_owned(), tenant_name: Some("Acme Inc".to_owned()) };
+        let expected = Command::Onboard {
+            id: "e-1".to_owned(),
+            source: "gw".to_owned(),
+            tenant_id: "acme-1".to_owned(),
+            tenant_name: Some("Acme Inc".to_owned()),
+        };
         assert_eq!(command(Form::Json, &body), expected);
     }
     for body in [cloud("OFFBOARDING_REQUEST", tenant), bridge("offboardingRequest", tenant)] {
-        assert_eq!(command(Form::Json, &body), Command::Offboard { tenant_id: "acme-1".to_owned() });
+        assert_eq!(
+            command(Form::Json, &body),
+            Command::Offboard { id: "e-1".to_owned(), source: "gw".to_owned(), tenant_id: "acme-1".to_owned() }
+        );
     }
     let unnamed = command(Form::Json, &bridge("onboardingRequest", r#"{"tenantId":"a","tenantName":""}"#));
-    assert_eq!(unnamed, Command::Onboard { tenant_id: "a".to_owned(), tenant_name: None });
+    assert_eq!(unnamed, Command::Onboard { id: "e-1".to_owned(), source: "gw".to_owned(), tenant_id: "a".to_owned(), tenant_name: None });
 }
 
 #[test]

@@ -86,6 +86,9 @@ pub struct ReplayRequest {
     reject_ids: Option<Vec<Uuid>>,
 }
 
+/// Most rejects that a replay names: as many as a page lists.
+const MOST_REPLAYED: usize = limits::PAGE_MAX as usize;
+
 /// Tries kept rejects again; those that pass now count and leave the list.
 #[utoipa::path(
     post, path = "/events/rejected/replay", tag = "events", operation_id = "replayRejectedEvents",
@@ -97,9 +100,9 @@ pub async fn replay<S: Metering + Records>(State(app): State<App<S>>, request: R
     let (caller, _) = app.call(&parts, &[])?;
     let only = match app.optional_json::<ReplayRequest>(&parts.headers, body).await?.and_then(|request| request.reject_ids) {
         None => Vec::new(),
-        Some(ids) if (1..=limits::BATCH_EVENTS).contains(&ids.len()) => ids,
+        Some(ids) if (1..=MOST_REPLAYED).contains(&ids.len()) => ids,
         Some(ids) => {
-            let why = format_args!("has {} ids; name 1 to {}, or leave it out for all", ids.len(), limits::BATCH_EVENTS);
+            let why = format_args!("has {} ids; name 1 to {MOST_REPLAYED}, or leave it out for all", ids.len());
             return Err(Problem::field("rejectIds", why));
         }
     };

@@ -42,6 +42,8 @@ pub struct Reject {
     pub source: Option<String>,
     /// Id, where it could be read.
     pub event_id: Option<String>,
+    /// Subject, where it could be read.
+    pub subject: String,
     /// Code.
     pub code: &'static str,
     /// Message.
@@ -52,7 +54,7 @@ pub struct Reject {
     pub is_deleted: bool,
 }
 
-const REJECT_COLUMNS: &str = "namespace, received, reject_id, source, event_id, code, message, event, version, is_deleted";
+const REJECT_COLUMNS: &str = "namespace, received, reject_id, source, event_id, subject, code, message, event, version, is_deleted";
 
 impl Reject {
     fn encode(&self, out: &mut Vec<u8>) {
@@ -61,6 +63,7 @@ impl Reject {
         put_uuid(out, self.reject_id);
         put_bytes(out, self.source.as_deref().unwrap_or_default().as_bytes());
         put_bytes(out, self.event_id.as_deref().unwrap_or_default().as_bytes());
+        put_bytes(out, self.subject.as_bytes());
         put_bytes(out, self.code.as_bytes());
         put_bytes(out, self.message.as_bytes());
         put_bytes(out, &self.event);

@@ -13,7 +13,7 @@ use jiff::Timestamp;
 
 use super::commit::{INSERT, encode, insert_landings, retried};
 use crate::event::{Event, Leaves};
-use crate::warehouse::row::{IDENTITY_COLUMNS, Row, SUPERSEDED, VERSION_MARK, VERSION_REPEAT};
+use crate::warehouse::row::{IDENTITY_COLUMNS, Row, SUPERSEDED, VERSION_MARK};
 use crate::warehouse::schema::Landing;
 use crate::warehouse::{Error, StoredKeys, Warehouse};
 
@@ -47,7 +47,7 @@ pub(super) async fn settle(warehouse: &Warehouse, rows: &mut Vec<&mut Row>) -> R
 /// meters; it is the stored one, and changes nothing.
 fn adopt(row: &mut Row, keys: &StoredKeys) -> bool {
     let key = keys.least();
-    row.version = VERSION_REPEAT;
+    row.repeat();
     row.time_ms = key.time_ms;
     row.event.subject.clone_from(&key.subject);
     row.event.event_type == key.event_type
@@ -57,7 +57,7 @@ fn adopt(row: &mut Row, keys: &StoredKeys) -> bool {
 /// also when it is done after all while the sender tries again, the next sending takes this time and not its own.
 async fn place(warehouse: &Warehouse, rows: &[&mut Row]) -> Result<(), Error> {
     let mut places = Vec::new();
-    let new = rows.iter().filter(|row| row.event.time_ms.is_none() && row.version != VERSION_REPEAT);
+    let new = rows.iter().filter(|row| row.event.time_ms.is_none() && !row.is_repeat());
     new.for_each(|row| row.encode_identity(&mut places));
     if places.is_empty() {
         return Ok(());

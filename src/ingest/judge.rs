@@ -1,13 +1,13 @@
 //! Judges events by the Meters that count them. Pure but for reading the catalog.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use uuid::Uuid;
 
 use crate::catalog::{Catalog, KnownMeter};
-use crate::event::{Command, Event, Incoming, Leaves, Refusal, Scalar, identity, value};
-use crate::meter::Measure;
+use crate::event::{Command, Decimal, Event, Incoming, Leaves, Refusal, Scalar, identity, value};
+use crate::meter::{Definition, Measure};
 use crate::metering::RejectCode;
 use crate::warehouse::row::Row;
 use crate::warehouse::schema::Landing;
@@ -17,17 +17,21 @@ use crate::warehouse::schema::Landing;
 pub enum Judged {
     /// To be stored.
     Row(Row),
-    /// To be carried out by the registry.
+    /// To be carried out by the registry, unless the row is stored already; then to be stored.
     Onboard {
         /// The Customer's name.
         tenant_id: String,
         /// Its display name.
         tenant_name: Option<String>,
+        /// The command as an event: once it is stored, it has been carried out.
+        row: Row,
     },
-    /// To be carried out by the registry.
+    /// As [`Self::Onboard`].
     Offboard {
         /// The Customer's name.
         tenant_id: String,
+        /// The command as an event.
+        row: Row,
     },
 }
 
@@ -56,12 +60,21 @@ impl<'a> Judge<'a> {
     pub fn judge(&mut self, item: Result<Incoming, Refusal>) -> Result<Judged, Refusal> {
         match item? {
             Incoming::Event(event) => self.event(event).map(Judged::Row),
-            Incoming::Command(Command::Onboard { tenant_id, tenant_name }) => Ok(Judged::Onboard { tenant_id, tenant_name }),
-            Incoming::Command(Command::Offboard { tenant_id }) => Ok(Judged::Offboard { tenant_id }),
+            Incoming::Command(Command::Onboard { id, source, tenant_id, tenant_name }) => {
+                let row = self.row(command_event(id, source, "onboardingRequest", &tenant_id, tenant_name.as_deref()));
+                Ok(Judged::Onboard { tenant_id, tenant_name, row })
+            }
+            Incoming::Command(Command::Offboard { id, source, tenant_id }) => {
+                let row = self.row(command_event(id, source, "offboardingRequest", &tenant_id, None));
+                Ok(Judged::Offboard { tenant_id, row })
+            }
             Incoming::Command(Command::IngestUsage { id, source, tenant_id, meter_id, time_ms, data }) => {
                 match self.catalog.meter(self.namespace, &meter_id).and_then(|meter| meter.definition.clone()) {
                     Some(definition) => {
-                        let data = by_meter(&definition, &data);
+                        let data = match by_meter(&definition, &data) {
+                            Ok(data) => data,
+                            Err((code, message)) => return Err(Refusal { code, source: Some(source), id: Some(id), message }),
+                        };
                         self.event(Event { id, source, event_type: definition.event_type, subject: tenant_id, time_ms, data })
                             .map(Judged::Row)
                     }
@@ -83,7 +96,11 @@ impl<'a> Judge<'a> {
         if let Err((code, message)) = self.check(&event) {
             return Err(Refusal { code, source: Some(event.source), id: Some(event.id), message });
         }
-        Ok(Row {
+        Ok(self.row(event))
+    }
+
+    fn row(&self, event: Event) -> Row {
+        Row {
             identity: identity(self.namespace, &event.source, &event.id),
             landing: Landing::of(self.namespace, &event.event_type),
             namespace: self.namespace.to_owned(),
@@ -92,7 +109,7 @@ impl<'a> Judge<'a> {
             time_ms: event.time_ms.unwrap_or_else(|| self.arrival_us.div_euclid(1_000)),
             cancellation: Uuid::nil(),
             event,
-        })
+        }
     }
 
     fn check(&mut self, event: &Event) -> Result<(), (RejectCode, String)> {
@@ -119,29 +136,78 @@ impl<'a> Judge<'a> {
     }
 }
 
-/// The data of an `ingestUsage` command as the meter reads it: `value` at the value path, dimensions at their groups' paths.
-fn by_meter(definition: &crate::meter::Definition, data: &Leaves) -> Leaves {
-    let mut placed: Vec<(String, Scalar<'_>)> = Vec::new();
-    let mut place = |key: &str, scalar| {
-        if !placed.iter().any(|(taken, _)| taken == key) {
-            placed.push((key.to_owned(), scalar));
-        }
-    };
+/// A command as the event that says that it was carried out.
+fn command_event(id: String, source: String, event_type: &str, tenant_id: &str, tenant_name: Option<&str>) -> Event {
+    let mut data = Leaves::new();
+    if let Some(name) = tenant_name {
+        data.push("$.tenantName", Scalar::Text(name));
+    }
+    Event { id, source, event_type: event_type.to_owned(), subject: tenant_id.to_owned(), time_ms: None, data }
+}
+
+/// The data of an `ingestUsage` command as the meter reads it: `value` at the value path, declared dimensions at their
+/// groups' paths, before anything else can take these places; the rest as it is.
+///
+/// # Errors
+/// A Counting meter counts one: another `value` can't be counted.
+fn by_meter(definition: &Definition, data: &Leaves) -> Result<Leaves, (RejectCode, String)> {
+    let mut placed: Vec<(&str, Scalar<'_>)> = Vec::new();
+    let mut rest = Vec::new();
     for (key, scalar) in data.iter() {
-        match key.strip_prefix("$.") {
-            Some("value") => {
-                if let Some(path) = definition.value_path() {
-                    place(path.key(), scalar);
-                }
+        match (key.strip_prefix("$."), definition.value_path()) {
+            (Some("tenantId" | "meterId" | "time"), _) => {}
+            (Some("value"), Some(path)) => placed.push((path.key(), scalar)),
+            (Some("value"), None) if Decimal::parse(scalar.text()).is_ok_and(|value| value.to_string() == "1") => {}
+            (Some("value"), None) => {
+                return Err((
+                    RejectCode::InvalidValue,
+                    format!("value is {:?}: a meter that counts events counts 1; leave value out", scalar.text()),
+                ));
             }
-            Some("tenantId" | "meterId" | "time") => {}
-            name => match name.and_then(|name| definition.group_by.get(name)) {
-                Some(path) => place(path.key(), scalar),
-                None => place(key, scalar),
+            (name, _) => match name.and_then(|name| definition.group_by.get(name)) {
+                Some(path) => placed.push((path.key(), scalar)),
+                None => rest.push((key, scalar)),
             },
         }
     }
     let mut leaves = Leaves::new();
-    placed.iter().for_each(|(key, scalar)| leaves.push(key, *scalar));
-    leaves
+    let mut taken = HashSet::new();
+    for (key, scalar) in placed.into_iter().chain(rest) {
+        if taken.insert(key) {
+            leaves.push(key, scalar);
+        }
+    }
+    Ok(leaves)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::{Aggregation, MeterSpec};
+
+    fn definition(aggregation: Aggregation, value: Option<&str>) -> Definition {
+        Definition::parse(&MeterSpec {
+            description: None,
+            event_type: "t".to_owned(),
+            aggregation,
+            value_property: value.map(str::to_owned),
+            group_by: [("model".to_owned(), "$.m.name".to_owned())].into(),
+            unit: None,
+            retention: None,
+            deletion_policy: crate::api::DeletionPolicy::Retain,
+        })
+        .unwrap()
+    }
+
+    #[test]
+    fn a_commands_value_is_what_counts_in_whatever_order() {
+        let sum = definition(Aggregation::Sum, Some("$.tokens"));
+        for data in [r#"{"tenantId":"a","tokens":5,"value":7,"model":"x"}"#, r#"{"value":7,"model":"x","tokens":5,"meterId":"m"}"#] {
+            let read = by_meter(&sum, &Leaves::from_json(data).unwrap()).unwrap();
+            assert_eq!(read.to_json(), r#"{"tokens":7,"m":{"name":"x"}}"#, "{data}");
+        }
+        let count = definition(Aggregation::Count, None);
+        assert!(by_meter(&count, &Leaves::from_json(r#"{"value":"1.0"}"#).unwrap()).is_ok());
+        assert!(by_meter(&count, &Leaves::from_json(r#"{"value":2}"#).unwrap()).is_err());
+    }
 }

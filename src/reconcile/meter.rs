@@ -35,16 +35,16 @@ impl Reconciler {
         let namespace = meter.namespace().unwrap_or_default();
         let layout = Layout::of(&namespace, &definition);
         let target = layout.table(&uid);
-        let note = TableNote {
-            uid: uid.clone(),
-            namespace,
-            meter: meter.name_any(),
-            state: TableState::New,
-            retention_days: definition.retention_days,
-        };
+        let note = TableNote { uid: uid.clone(), namespace, meter: meter.name_any(), state: TableState::New };
+        let answering = meter.status.as_ref().and_then(|status| status.active.as_ref()).map(|active| active.table.as_str());
         loop {
             let observed = self.observe(&uid).await?;
-            let plan = plan(&target, definition.retention_days, &observed, Timestamp::now().as_second());
+            if observed.views.contains(&target) {
+                return Err(Error::Refused(format!(
+                    "a table {target} is there whose comment doesn't say that it is this Meter's: rename or drop it"
+                )));
+            }
+            let plan = plan(&target, answering, &observed, Timestamp::now().as_second());
             let mut filling = None;
             for step in &plan.steps {
                 filling = self.apply(step, &target, &layout, &definition, &note, &observed).await?;
@@ -122,12 +122,6 @@ impl Reconciler {
                 return self.backfills.advance(Job { warehouse, table, copy, event_type, note: note.clone(), after: *after }).await;
             }
             Step::Revive => self.note(target, &TableNote { state: TableState::Live, ..note.clone() }).await?,
-            Step::AlterRetention => {
-                warehouse.run_ddl(&schema::alter_retention(database, target, definition.retention_days)).await?;
-                if let Some(before) = observed.tables.get(target) {
-                    self.note(target, &TableNote { retention_days: definition.retention_days, ..before.clone() }).await?;
-                }
-            }
             Step::Retire(table) => {
                 if let Some(before) = observed.tables.get(table) {
                     self.note(table, &TableNote { state: TableState::Retired(Timestamp::now().as_second()), ..before.clone() }).await?;
@@ -154,8 +148,12 @@ impl Reconciler {
         target: String,
         again_s: Option<i64>,
     ) -> Result<Outcome<MeterStatus>, Error> {
-        let (events, uncounted) = self.warehouse.count_events(&target, definition.measure != Measure::Count).await?;
-        let before = meter.status.clone().unwrap_or_default().conditions;
+        let before = meter.status.clone().unwrap_or_default();
+        // For people, and no reason to hold up an edit: a large table that is not merged yet may take too long to count.
+        let counted = self.warehouse.count_events(&target, definition.measure != Measure::Count).await.ok();
+        let events = counted.map(|(events, _)| events).or(before.events);
+        let uncounted_events = counted.map(|(_, uncounted)| uncounted).or(before.uncounted_events);
+        let before = before.conditions;
         let message = format!("Counts events of type {} in table {target}.", definition.event_type);
         let conditions = Conditions::after(&before, meter.metadata.generation, Timestamp::now())
             .with(ConditionType::Ready, true, Reason::Provisioned, &message)
@@ -166,8 +164,8 @@ impl Reconciler {
             conditions,
             active: Some(definition.active(target)),
             backfill: None,
-            events: Some(events),
-            uncounted_events: Some(uncounted),
+            events,
+            uncounted_events,
         };
         let requeue = again_s.and_then(|s| u64::try_from(s).ok()).map_or(COUNTS, |s| Duration::from_secs(s.max(1)).min(COUNTS));
         Ok(Outcome { status, notices, requeue: Some(requeue) })

@@ -136,9 +136,11 @@ fn answered(status: Status) -> Error {
     match status.code {
         404 => Error::NotFound(status.message),
         409 => Error::Conflict(status.message),
-        410 => Error::Invalid {
-            code: "expired_continue",
+        410 => Error::Upstream {
+            status: 410,
+            reason: status.reason,
             message: "the continue token has expired: start the listing again without it".to_owned(),
+            causes: Vec::new(),
         },
         code => Error::Upstream {
             status: code,
@@ -161,7 +163,7 @@ mod tests {
         assert!(matches!(answered(status(404, "NotFound")), Error::NotFound(words) if words == "words"));
         assert!(matches!(answered(status(409, "AlreadyExists")), Error::Conflict(_)));
         assert!(matches!(answered(status(409, "Conflict")), Error::Conflict(_)));
-        assert!(matches!(answered(status(410, "Expired")), Error::Invalid { code: "expired_continue", .. }));
+        assert!(matches!(answered(status(410, "Expired")), Error::Upstream { status: 410, .. }));
         assert!(matches!(answered(status(403, "Forbidden")), Error::Upstream { status: 403, reason, .. } if reason == "Forbidden"));
     }
 

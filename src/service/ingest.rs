@@ -4,18 +4,20 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::Service;
+use super::{Service, invalid};
 use crate::api::{Customer, CustomerSpec};
 use crate::event::{Item, Refusal};
 use crate::ingest::{Judge, Judged, Reject, Submission};
 use crate::metering::{Caller, Error, Ingested, RejectCode, Rejection};
 use crate::registry::Registry;
+use crate::warehouse::row::Row;
 
 /// Most bytes of a refused event that are kept when it was refused for its size.
 const TOO_LARGE_KEPT: usize = 4_096;
 
 impl<R: Registry> Service<R> {
     pub(super) async fn ingest(&self, caller: &Caller, items: Vec<Item>, atomic: bool) -> Result<Ingested, Error> {
+        self.synced()?;
         let arrival_us = Timestamp::now().as_microsecond();
         let mut judge = Judge::new(&self.catalog, &caller.namespace, self.known_customers_only, arrival_us);
         let judged: Vec<_> = items.into_iter().map(|Item { raw, parsed }| (raw, judge.judge(parsed))).collect();
@@ -32,8 +34,15 @@ impl<R: Registry> Service<R> {
                     answer.accepted += 1;
                     continue;
                 }
+                Ok(_) if atomic && !is_single => {
+                    return Err(invalid(
+                        "invalid_parameter",
+                        "atomic: a batch with commands in it can't be all or nothing; send commands by themselves",
+                    ));
+                }
                 Ok(command) => match self.carry_out(caller, command).await {
-                    Ok(()) => {
+                    Ok(row) => {
+                        submission.rows.push(row);
                         answer.accepted += 1;
                         continue;
                     }
@@ -50,25 +59,43 @@ impl<R: Registry> Service<R> {
             answer.rejected.push(Rejection { index, source, id, code, message });
         }
         self.committer.commit(submission).await?;
-        self.metrics.events_accepted.inc_by(answer.accepted as u64);
-        answer.rejected.iter().for_each(|rejection| self.metrics.event_rejected(rejection.code));
         if answer.accepted == 0 && !answer.rejected.is_empty() { Err(Error::AllRejected(answer)) } else { Ok(answer) }
     }
 
-    /// Onboarding makes a Customer, offboarding deletes one; doing it again is fine.
-    async fn carry_out(&self, caller: &Caller, command: Judged) -> Result<(), Error> {
-        let done = match command {
-            Judged::Row(_) => Ok(()),
-            Judged::Onboard { tenant_id, tenant_name } => {
+    /// Onboarding makes a Customer, offboarding deletes one. A command that comes again, perhaps after its opposite,
+    /// changes nothing: it is stored like an event once it is carried out.
+    async fn carry_out(&self, caller: &Caller, command: Judged) -> Result<Row, Error> {
+        let (Judged::Row(row) | Judged::Onboard { row, .. } | Judged::Offboard { row, .. }) = &command;
+        self.warehouse.ensure_bootstrap().await?;
+        if self.warehouse.has_event(row.identity, &row.event.event_type).await? {
+            return Ok(row.clone());
+        }
+        match command {
+            Judged::Row(row) => Ok(row),
+            Judged::Onboard { tenant_id, tenant_name, row } => {
                 let mut customer = Customer::new(&tenant_id, CustomerSpec { display_name: tenant_name, ..CustomerSpec::default() });
                 customer.metadata.namespace = Some(caller.namespace.clone());
-                self.registry.create(caller, customer).await.map(drop)
+                match self.registry.create(caller, customer).await {
+                    Err(Error::Conflict(_)) => self.stays(caller, &tenant_id).await.map(|()| row),
+                    created => created.map(|_| row),
+                }
             }
-            Judged::Offboard { tenant_id } => self.registry.delete::<Customer>(caller, &tenant_id).await,
-        };
-        match done {
-            Err(Error::Conflict(_) | Error::NotFound(_)) => Ok(()),
-            other => other,
+            Judged::Offboard { tenant_id, row } => match self.registry.delete::<Customer>(caller, &tenant_id).await {
+                Err(Error::NotFound(_)) => Ok(row),
+                deleted => deleted.map(|()| row),
+            },
+        }
+    }
+
+    /// A Customer that is on its way out is none that was made.
+    async fn stays(&self, caller: &Caller, tenant_id: &str) -> Result<(), Error> {
+        let customer = self.registry.get::<Customer>(caller, tenant_id).await?;
+        match customer.metadata.deletion_timestamp {
+            None => Ok(()),
+            Some(_) => Err(Error::Unavailable {
+                message: format!("customer {tenant_id} is being deleted: onboard it again when it is gone"),
+                retry_after: 5,
+            }),
         }
     }
 }
@@ -81,9 +108,17 @@ fn reject(namespace: &str, received_us: i64, raw: &Bytes, refusal: &Refusal) -> 
         reject_id: Uuid::new_v4(),
         source: refusal.source.clone(),
         event_id: refusal.id.clone(),
+        subject: subject_of(raw),
         code: refusal.code.as_str(),
         message: refusal.message.clone(),
         event: raw.slice(..kept),
         is_deleted: false,
     }
+}
+
+/// Whose event it would have been, so that purging a customer takes its rejects too.
+fn subject_of(raw: &[u8]) -> String {
+    let event: serde_json::Value = serde_json::from_slice(raw).unwrap_or_default();
+    let places = ["/subject", "/data/tenantId", "/detail/subject", "/detail/tenantId"];
+    places.iter().find_map(|place| event.pointer(place)?.as_str()).unwrap_or_default().to_owned()
 }

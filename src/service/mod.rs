@@ -27,7 +27,6 @@ pub struct Service<R> {
     catalog: Catalog,
     warehouse: Warehouse,
     committer: Committer,
-    metrics: Arc<Metrics>,
     default_namespace: String,
     known_customers_only: bool,
 }
@@ -42,8 +41,8 @@ impl<R: Registry> Service<R> {
         default_namespace: String,
         known_customers_only: bool,
     ) -> Self {
-        let committer = Committer::start(warehouse.clone(), Arc::clone(&metrics));
-        Self { registry, catalog, warehouse, committer, metrics, default_namespace, known_customers_only }
+        let committer = Committer::start(warehouse.clone(), metrics);
+        Self { registry, catalog, warehouse, committer, default_namespace, known_customers_only }
     }
 }
 
@@ -94,7 +93,11 @@ impl<R: Registry> Metering for Service<R> {
 impl From<warehouse::Error> for Error {
     fn from(error: warehouse::Error) -> Self {
         match error {
-            warehouse::Error::Unavailable(_) => Self::Unavailable { message: error.to_string(), retry_after: 5 },
+            // ClickHouse's own words have names of hosts and tables in them: they are for the log.
+            warehouse::Error::Unavailable(why) => {
+                tracing::warn!(%why, "ClickHouse does not answer");
+                Self::Unavailable { message: "ClickHouse does not answer".to_owned(), retry_after: 5 }
+            }
             warehouse::Error::UnknownTable(_) => {
                 Self::Unavailable { message: "a table is being made or replaced at this moment".to_owned(), retry_after: 2 }
             }
@@ -115,6 +118,14 @@ impl From<CommitError> for Error {
 
 fn invalid(code: &'static str, message: impl Display) -> Error {
     Error::Invalid { code, message: message.to_string() }
+}
+
+impl<R> Service<R> {
+    /// What is not known yet can neither judge an event nor answer for a meter.
+    fn synced(&self) -> Result<(), Error> {
+        let waiting = || Error::Unavailable { message: "meters and customers have not been read yet".to_owned(), retry_after: 2 };
+        if self.catalog.synced() { Ok(()) } else { Err(waiting()) }
+    }
 }
 
 /// A page's size, one more of which is asked for, to know whether another page follows.

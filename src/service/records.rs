@@ -21,8 +21,10 @@ use crate::metering::{
 use crate::registry::Registry;
 use crate::warehouse::{EventRecord, RejectRecord, select};
 
-/// Most rejects of one replay.
-const REPLAY: usize = limits::BATCH_EVENTS;
+/// Rejects that a replay has in memory at a time.
+const REPLAY: usize = 256;
+/// Most rejections that a replay's answer lists; the listing of rejects has them all.
+const REPLAY_REJECTIONS: usize = limits::PAGE_MAX as usize;
 
 impl<R: Registry> Records for Service<R> {
     async fn fetch_customer(&self, caller: &Caller, customer_id: &str) -> Result<CustomerDocument, Error> {
@@ -56,26 +58,38 @@ impl<R: Registry> Records for Service<R> {
 
     async fn replay_rejected(&self, caller: &Caller, only: Vec<Uuid>) -> Result<Ingested, Error> {
         self.warehouse.ensure_bootstrap().await?;
-        let kept = self.warehouse.rejects(&caller.namespace, None, &only, REPLAY).await?;
-        let mut submission = Submission::default();
+        self.synced()?;
         let mut answer = Ingested::default();
-        for (index, record) in kept.into_iter().enumerate() {
-            // An event without a time came when it came, not now.
-            let mut judge = Judge::new(&self.catalog, &caller.namespace, self.known_customers_only, record.received_us);
-            match again(&record, &mut judge) {
-                Ok(row) => {
-                    submission.rows.push(row);
-                    submission.rejects.push(taken_back(&caller.namespace, record));
-                    answer.accepted += 1;
+        let (mut after, mut index) = (None, 0);
+        loop {
+            let kept = self.warehouse.rejects(&caller.namespace, after, &only, REPLAY).await?;
+            let more = kept.len() == REPLAY;
+            after = kept.last().map(|last| (last.received_us, last.id()));
+            let (mut rows, mut done) = (Submission::default(), Submission::default());
+            for record in kept {
+                // An event without a time came when it came, not now.
+                let mut judge = Judge::new(&self.catalog, &caller.namespace, self.known_customers_only, record.received_us);
+                match again(&record, &mut judge) {
+                    Ok(row) => {
+                        rows.rows.push(row);
+                        done.rejects.push(taken_back(&caller.namespace, record));
+                        answer.accepted += 1;
+                    }
+                    Err((code, message)) if answer.rejected.len() < REPLAY_REJECTIONS => {
+                        let named = |text: String| Some(text).filter(|text| !text.is_empty());
+                        answer.rejected.push(Rejection { index, source: named(record.source), id: named(record.event_id), code, message });
+                    }
+                    Err(_) => {}
                 }
-                Err((code, message)) => {
-                    let named = |text: String| Some(text).filter(|text| !text.is_empty());
-                    answer.rejected.push(Rejection { index, source: named(record.source), id: named(record.event_id), code, message });
-                }
+                index += 1;
+            }
+            // Rejects go only when their events are confirmed.
+            self.committer.commit(rows).await?;
+            self.committer.commit(done).await?;
+            if !more {
+                return Ok(answer);
             }
         }
-        self.committer.commit(submission).await?;
-        Ok(answer)
     }
 
     async fn list_cancellations(&self, caller: &Caller, page: Page) -> Result<Listing<CancellationRecord>, Error> {
@@ -93,7 +107,7 @@ impl<R: Registry> Records for Service<R> {
         if !self.catalog.synced() {
             return Err("meters and customers have not been read yet".to_owned());
         }
-        self.warehouse.ping().await.map_err(|why| why.to_string())
+        self.warehouse.ping().await.map_err(|_| "ClickHouse does not answer".to_owned())
     }
 
     fn default_namespace(&self) -> &str {
@@ -143,6 +157,7 @@ fn taken_back(namespace: &str, record: RejectRecord) -> Reject {
         reject_id: record.id(),
         source: None,
         event_id: None,
+        subject: String::new(),
         code: "",
         message: String::new(),
         event: Bytes::new(),

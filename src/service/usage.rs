@@ -31,9 +31,7 @@ impl<R: Registry> Service<R> {
         let (table, definition) = active(&meter)?;
         check_names(definition, &query)?;
         let statement = select::usage(self.warehouse.database(), namespace, table, definition, &query);
-        let timer = self.metrics.usage_seconds.start_timer();
         let records = self.warehouse.query(&statement.sql).bind_all(statement.params).within(USAGE).rows::<UsageRecord>().await;
-        timer.observe_duration();
         let records = match records {
             Err(warehouse::Error::Refused(_)) if query.window_size.is_some() && !self.warehouse.has_zone(&query.time_zone).await? => {
                 let zone = query.time_zone.iana_name().unwrap_or_default();
@@ -63,6 +61,7 @@ impl<R: Registry> Service<R> {
     }
 
     pub(super) fn known_meter(&self, namespace: &str, meter_id: &str) -> Result<Arc<KnownMeter>, Error> {
+        self.synced()?;
         self.catalog
             .meter(namespace, meter_id)
             .ok_or_else(|| Error::NotFound(format!("there is no meter {meter_id:?} in namespace {namespace}")))

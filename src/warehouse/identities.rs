@@ -59,6 +59,20 @@ struct Stored {
 pub(super) const CHUNK: usize = 3_000;
 
 impl Warehouse {
+    /// Whether an event of an identity and a type is stored, and not only its place.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn has_event(&self, id: u128, event_type: &str) -> Result<bool, Error> {
+        let sql = format!(
+            "SELECT count() > 0 FROM {} WHERE (namespace, type, subject, time, id) IN \
+             (SELECT namespace, type, subject, time, id FROM {} WHERE id = {{id:UInt128}} AND type = {{type:String}})",
+            self.table("events"),
+            self.table("identities")
+        );
+        self.query(&sql).bind("id", id).bind("type", event_type).one::<bool>().await
+    }
+
     /// The stored ones among identities.
     ///
     /// # Errors

@@ -13,8 +13,9 @@ pub const VERSION_MARK: u64 = 1 << 62;
 /// Cancellation of a row that stands under a second key of its identity: not in any list, and never reverted.
 pub const SUPERSEDED: Uuid = Uuid::max();
 
-/// Version of a row that repeats an event known to be stored: it fills a gap and never wins over a row that is there.
-pub const VERSION_REPEAT: u64 = 1;
+/// Rows that repeat an event known to be stored lie below this mark, and fall with time as arrivals do: they fill a gap,
+/// the first of them for good, and never win over a row that is there.
+const REPEAT_MARK: u64 = 1 << 61;
 
 /// Columns of a landing table in the order in which [`encode`] writes them.
 pub const COLUMNS: &str = "namespace, type, subject, time, id, source, event_id, received, data, version, cancellation";
@@ -47,6 +48,16 @@ impl Row {
     /// The version of an event that arrived at a time.
     pub const fn arrival_version(received_us: i64) -> u64 {
         VERSION_MARK - received_us.unsigned_abs()
+    }
+
+    /// Marks the row as a repeat of an event that is stored.
+    pub const fn repeat(&mut self) {
+        self.version = REPEAT_MARK - self.received_us.unsigned_abs();
+    }
+
+    /// Whether it repeats an event that is stored.
+    pub const fn is_repeat(&self) -> bool {
+        self.version < REPEAT_MARK
     }
 
     /// Bytes that [`encode`](Self::encode) adds, about; also what the row weighs in the queue.

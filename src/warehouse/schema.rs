@@ -98,7 +98,7 @@ pub fn bootstrap(database: &str) -> Vec<String> {
         ),
         format!(
             "CREATE TABLE IF NOT EXISTS {db}.rejects (namespace LowCardinality(String), received DateTime64(6, 'UTC'), reject_id UUID, \
-             source String, event_id String, code LowCardinality(String), message String, event String CODEC(ZSTD), version UInt64, is_deleted UInt8) \
+             source String, event_id String, subject String, code LowCardinality(String), message String, event String CODEC(ZSTD), version UInt64, is_deleted UInt8) \
              ENGINE = ReplacingMergeTree(version, is_deleted) PARTITION BY toYYYYMM(received) ORDER BY (namespace, received, reject_id) \
              TTL toDateTime(received) + INTERVAL 90 DAY SETTINGS {DURABLE}"
         ),
@@ -134,9 +134,6 @@ pub struct TableNote {
     pub meter: String,
     /// Where the table is in its life.
     pub state: TableState,
-    /// Days that rows stay.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub retention_days: Option<u32>,
 }
 
 /// A meter table's life: `New → Filling → Live → Retired`, or `Retained` when its Meter has gone.
@@ -160,6 +157,8 @@ pub struct Layout {
     columns: Vec<(String, &'static str, String)>,
     namespace: String,
     event_type: String,
+    /// Days that rows stay. A longer time needs rows that are gone, so it is another table, like any other edit.
+    retention_days: Option<u32>,
 }
 
 /// Name of the column of a group: never that of a fixed column.
@@ -230,12 +229,17 @@ impl Layout {
         }
         columns.push(("version".to_owned(), "UInt64 CODEC(Delta, ZSTD)", "version".to_owned()));
         columns.push(("is_deleted".to_owned(), "UInt8", "cancellation != toUUID('00000000-0000-0000-0000-000000000000')".to_owned()));
-        Self { columns, namespace: namespace.to_owned(), event_type: definition.event_type.clone() }
+        Self {
+            columns,
+            namespace: namespace.to_owned(),
+            event_type: definition.event_type.clone(),
+            retention_days: definition.retention_days,
+        }
     }
 
     /// The table's name: the Meter's UID, and a hash of all that decides what stands in it.
     pub fn table(&self, uid: &str) -> String {
-        let mut text = format!("{}\0{}", self.namespace, self.event_type);
+        let mut text = format!("{}\0{}\0{:?}", self.namespace, self.event_type, self.retention_days);
         for (name, kind, expression) in &self.columns {
             text.push_str(&format!("\0{name}\0{kind}\0{expression}"));
         }
@@ -245,7 +249,7 @@ impl Layout {
     /// Makes the table.
     pub fn create_table(&self, database: &str, table: &str, note: &TableNote) -> Result<String, serde_json::Error> {
         let columns = self.columns.iter().map(|(name, kind, _)| format!("{} {kind}", identifier(name))).collect::<Vec<_>>().join(", ");
-        let ttl = note.retention_days.map(ttl).map(|ttl| format!(" TTL {ttl}")).unwrap_or_default();
+        let ttl = self.retention_days.map(ttl).map(|ttl| format!(" TTL {ttl}")).unwrap_or_default();
         Ok(format!(
             "CREATE TABLE IF NOT EXISTS {}.{} ({columns}) ENGINE = ReplacingMergeTree(version, is_deleted) \
              PARTITION BY toYYYYMM(time) ORDER BY (subject, time, id){ttl} SETTINGS {DURABLE}, {MERGED_WHEN_QUIET} COMMENT {}",
@@ -298,13 +302,8 @@ pub fn view(table: &str) -> String {
 }
 
 fn ttl(days: u32) -> String {
-    format!("toDateTime(time) + INTERVAL {days} DAY")
-}
-
-/// Changes how long rows stay.
-pub fn alter_retention(database: &str, table: &str, days: Option<u32>) -> String {
-    let change = days.map_or_else(|| "REMOVE TTL".to_owned(), |days| format!("MODIFY TTL {}", ttl(days)));
-    format!("ALTER TABLE {}.{} {change}", identifier(database), identifier(table))
+    // A DateTime ends in 2106: a sum beyond would begin again in 1970, and the row would go at once.
+    format!("toDateTime(toUInt32(least(intDiv(toUnixTimestamp64Milli(time), 1000) + {days} * 86400, 4294967295)))")
 }
 
 /// Changes what a table's comment says.

@@ -14,6 +14,9 @@ use crate::warehouse::sql::identifier;
 /// Longest that INSERTs which began before a view may still run: their own deadline, and some.
 const INSERTS_END: Duration = Duration::from_secs(60);
 
+/// Deadline of counting a meter's events.
+const COUNT: Duration = Duration::from_secs(5);
+
 /// Subjects of one parameter: the longest, with an escape for each byte, stay below [`PARAM_BYTES`].
 const SUBJECTS: usize = PARAM_BYTES / (2 * (limits::ATTRIBUTE_BYTES + 2));
 
@@ -111,7 +114,7 @@ impl Warehouse {
     /// See [`Error`].
     pub async fn count_events(&self, table: &str, has_value: bool) -> Result<(i64, i64), Error> {
         let uncounted = if has_value { "countIf(value IS NULL)" } else { "0" };
-        self.query(&format!("SELECT toInt64(count()), toInt64({uncounted}) FROM {} FINAL", self.table(table))).one().await
+        self.query(&format!("SELECT toInt64(count()), toInt64({uncounted}) FROM {} FINAL", self.table(table))).within(COUNT).one().await
     }
 
     /// Subjects that a Customer claims.
@@ -187,7 +190,7 @@ impl Warehouse {
                 let sql = format!("ALTER TABLE {} DELETE WHERE subject IN {{subjects:Array(String)}}", self.table(table));
                 self.query(&sql).bind("subjects", subjects).within(deadline).run().await?;
             }
-            for table in ["cancelled_events", "identities"] {
+            for table in ["cancelled_events", "rejects", "identities"] {
                 self.delete_subjects(namespace, table, subjects, deadline).await?;
             }
         }

@@ -233,7 +233,7 @@ impl<'a> User<'a> {
         // The same Event once more is a patch of the first.
         let events: Api<Event> = Api::namespaced(self.client.clone(), &self.namespace);
         eventually("an Event is told, and told again", async || {
-            self.done(Method::PUT, "/meters/calls", meter(json!({"retention": "99999d"})), 200).await;
+            self.done(Method::PUT, "/meters/calls", meter(json!({"eventType": "a\u{85}b"})), 200).await;
             self.status("/meters/calls", "InvalidSpec").await;
             self.done(Method::PUT, "/meters/calls", meter(json!({})), 200).await;
             self.status("/meters/calls", "Provisioned").await;

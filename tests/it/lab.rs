@@ -77,6 +77,7 @@ impl Lab {
             WarehouseOptions { url: url.to_owned(), database: database.to_owned(), user: "default".to_owned(), password: String::new() };
         let warehouse = Warehouse::new(&options);
         let catalog = Catalog::default();
+        catalog.set_synced();
         let service = Service::new(
             Nowhere,
             catalog.clone(),

@@ -186,6 +186,29 @@ async fn from_a_meters_yaml_to_a_usage_number() {
     let rows: Vec<_> = by_customer["data"].as_array().unwrap().iter().map(|row| (row["customer"].clone(), row["value"].clone())).collect();
     assert_eq!(rows, [(json!("acme"), json!("40")), (json!("globex"), json!("20"))]);
 
+    // Commands are carried out once each, also when one comes again after its opposite.
+    let command = |id: &str, kind: &str| json!({"detail-type": kind, "source": "control-plane", "id": id, "detail": {"tenantId": "hooli"}});
+    for (id, kind, there) in [
+        ("1", "onboardingRequest", 200),
+        ("2", "offboardingRequest", 404),
+        ("3", "onboardingRequest", 200),
+        ("2", "OFFBOARDING_REQUEST", 200),
+    ] {
+        eventually("the command is taken", async || (whole.call(Method::POST, "/events", command(id, kind)).await?.0 == 202).then_some(()))
+            .await;
+        eventually(&format!("after {kind} {id} the customer answers {there}"), async || {
+            (whole.call(Method::GET, "/customers/hooli", Value::Null).await?.0 == there).then_some(())
+        })
+        .await;
+    }
+    let usage = json!({"detail-type": "ingestUsage", "source": "control-plane", "id": "4",
+        "detail": {"tenantId": "hooli", "meterId": "llm-tokens", "value": "12.5", "model": "small"}});
+    assert_eq!(whole.call(Method::POST, "/events", usage).await.unwrap().0, 202);
+    let of_hooli = whole.call(Method::GET, "/usage/llm-tokens?customer=hooli&groupBy=model", Value::Null).await.unwrap().1;
+    assert_eq!((&of_hooli["data"][0]["value"], &of_hooli["data"][0]["groupBy"]["model"]), (&json!("12.5"), &json!("small")));
+    let cancel = json!({"events": [{"source": "control-plane", "id": "4"}]});
+    assert_eq!(whole.call(Method::DELETE, "/usage", cancel).await.unwrap().1["cancelled"], 1);
+
     // An edit over HTTP: all history follows.
     let mut meter = whole.call(Method::GET, "/meters/llm-tokens", Value::Null).await.unwrap().1;
     let old = meter["resourceVersion"].clone();
