@@ -2,17 +2,21 @@
 //!
 //! # The way of an event
 //! ```text
-//! POST /events ─► http ─► event     parse once: CloudEvents in any form → Event
-//!                         ingest    judge against the catalog, group-commit, answer after ClickHouse did
-//!                         warehouse one INSERT into the landing table; views fill events, identities, meters
-//! GET  /usage  ─► http ─► usage     a request → a checked Query
-//!                         warehouse one SELECT … FINAL from the meter's active table → exact decimals
+//! POST /events ─► http      limits, decompression; a body → event::parse → Items
+//!                 metering  the trait that http calls: the ten functions of IMetering
+//!                 service   what implements it: commands to the registry, events to
+//!                 ingest    judge by the catalog, group-commit, answer after ClickHouse did
+//!                 warehouse one INSERT into the landing table; views fill events, identities, meters
+//! GET  /usage  ─► http      a request → a checked UsageQuery
+//!                 service   names checked by the meter; averages, windows cut to what was asked
+//!                 warehouse one SELECT … FINAL from the meter's active table → exact decimals
+//! /meters      ─► http ─► metering ─► service ─► registry: the Kubernetes API, or a folder in `dev`
 //! ```
 //! # The way of a Meter
 //! ```text
-//! kubectl apply ─► API server ─► controller    watch, finalizer, status   (in `dev`: folder)
+//! kubectl apply ─► API server ─► controller    watch, finalizer, status   (in `dev`: folder, with a plan of its own)
 //!                                reconcile     observe → plan → apply
-//!                                meter         spec → Definition, or why not
+//!                                meter         spec (api::Meter) → Definition, or why not
 //!                                warehouse     DDL: meter table, view, backfill
 //!                                └─► status.active ─► catalog (what every gateway knows)
 //! ```

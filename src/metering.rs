@@ -57,7 +57,7 @@ pub trait Records: Send + Sync + 'static {
         customer_id: &str,
         customer: CustomerDocument,
     ) -> impl Future<Output = Result<CustomerDocument, Error>> + Send;
-    /// Stored events with their state, oldest first.
+    /// Stored events with their state, by type, subject, time.
     fn list_events(
         &self,
         caller: &Caller,

@@ -28,6 +28,7 @@ use serde::{Deserialize, Serialize};
     printcolumn(name = "Message", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].message", priority = 1),
     printcolumn(name = "Events", type_ = "integer", json_path = ".status.events", priority = 1),
     validation = Rule::new("self.metadata.name.size() <= 63").message("a Meter's name has at most 63 characters"),
+    validation = Rule::new("self.metadata.name != 'cancellations'").message("a Meter can't be named cancellations: GET /usage/cancellations is something else"),
     selectable = ".spec.eventType"
 )]
 #[x_kube(

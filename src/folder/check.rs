@@ -27,6 +27,9 @@ pub(super) fn object(object: &DynamicObject) -> Vec<InvalidField> {
     }
     let spec = object.data.get("spec").cloned().unwrap_or_default();
     match super::memory::kind(object) {
+        "Meter" if name == "cancellations" => {
+            refuse("metadata.name", "a Meter can't be named cancellations: GET /usage/cancellations is something else".to_owned());
+        }
         "Meter" => match serde_json::from_value::<MeterSpec>(spec) {
             Ok(spec) => wrong.extend(Definition::parse(&spec).err().unwrap_or_default()),
             Err(why) => refuse("spec", why.to_string()),

@@ -40,7 +40,7 @@ pub async fn ingest<S: Metering + Records>(State(app): State<App<S>>, request: R
     Ok((StatusCode::ACCEPTED, Json(answer?)))
 }
 
-/// Lists stored events with their state, oldest first.
+/// Lists stored events with their state, by type, subject and time.
 #[utoipa::path(
     get, path = "/events", tag = "events", operation_id = "listEvents",
     params(
