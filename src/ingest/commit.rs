@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::identity;
+use super::look::Lookup;
 use crate::event::put_bytes;
 use crate::telemetry::Metrics;
 use crate::warehouse::row::{COLUMNS, Row, put_uuid};
@@ -26,6 +27,8 @@ const QUEUE_WAIT: Duration = Duration::from_secs(2);
 const ROUND_BYTES: usize = 32 * 1_024 * 1_024;
 /// Deadline of one INSERT.
 pub(super) const INSERT: Duration = Duration::from_secs(30);
+/// How long after a round without another one what other gateways stored is looked at.
+const IDLE: Duration = Duration::from_secs(2);
 /// How long an INSERT that ClickHouse did not take is tried again before its requests are told.
 const RETRY_FOR: Duration = Duration::from_secs(4);
 
@@ -157,13 +160,19 @@ impl Drop for Queued<'_> {
 
 /// One round after the other: all that waits, up to a bound.
 async fn rounds(warehouse: Warehouse, metrics: Arc<Metrics>, mut waiting: mpsc::Receiver<Waiting>) {
+    let mut lookup = Lookup::new(warehouse.clone());
     let mut held = None;
     loop {
-        let Some(first) = (match held.take() {
-            Some(first) => Some(first),
-            None => waiting.recv().await,
-        }) else {
-            return;
+        let first = match held.take() {
+            Some(first) => first,
+            None => match tokio::time::timeout(IDLE, waiting.recv()).await {
+                Ok(Some(first)) => first,
+                Ok(None) => return,
+                Err(_) => {
+                    lookup.idle().await;
+                    continue;
+                }
+            },
         };
         let mut bytes = first.bytes;
         let mut round = vec![first];
@@ -177,25 +186,25 @@ async fn rounds(warehouse: Warehouse, metrics: Arc<Metrics>, mut waiting: mpsc::
         }
         metrics.batch_events.observe(round.iter().map(|waiting| waiting.submission.rows.len()).sum::<usize>() as f64);
         let timer = metrics.insert_seconds.start_timer();
-        commit(&warehouse, round).await;
+        commit(&warehouse, &mut lookup, round).await;
         timer.observe_duration();
     }
 }
 
-async fn commit(warehouse: &Warehouse, mut round: Vec<Waiting>) {
+async fn commit(warehouse: &Warehouse, lookup: &mut Lookup, mut round: Vec<Waiting>) {
     let mut kept = Vec::new();
     round.iter().flat_map(|waiting| &waiting.submission.rejects).for_each(|reject| reject.encode(&mut kept));
     let mut rows: Vec<&mut Row> = round.iter_mut().flat_map(|waiting| waiting.submission.rows.iter_mut()).collect();
     let mut seen = HashSet::with_capacity(rows.len());
     rows.retain(|row| seen.insert(row.identity));
 
-    let unsure = match identity::settle(warehouse, &mut rows).await {
-        Ok(unsure) => unsure,
+    let contested = match identity::settle(warehouse, lookup, &mut rows).await {
+        Ok(contested) => contested,
         Err(error) => return answer(round, |_| Err(error.clone())),
     };
     let by_landing = encode(rows.iter().map(|row| &**row));
     let (mut landed, rejects) = tokio::join!(insert_landings(warehouse, by_landing), insert_rejects(warehouse, kept.into()));
-    if let Err(error) = identity::check(warehouse, rows, &unsure).await {
+    if let Err(error) = identity::check(warehouse, lookup, rows, contested).await {
         landed.values_mut().for_each(|result| *result = Err(error.clone()));
     }
     let any_failed = landed.values().find_map(|result| result.clone().err());

@@ -12,35 +12,47 @@ use bytes::Bytes;
 use jiff::Timestamp;
 
 use super::commit::{INSERT, encode, insert_landings, retried};
+use super::look::Lookup;
 use crate::event::{Event, Leaves};
 use crate::warehouse::row::{IDENTITY_COLUMNS, Row, SUPERSEDED, VERSION_MARK};
 use crate::warehouse::schema::Landing;
 use crate::warehouse::{Error, StoredKeys, Warehouse};
 
-/// What it takes to look at an identity again.
-pub(super) struct Unsure {
+/// What it takes to supersede a row of an identity.
+pub(super) struct Contested {
     namespace: String,
     source: String,
     id: String,
 }
 
+impl Contested {
+    fn of(row: &Row) -> Self {
+        Self { namespace: row.namespace.clone(), source: row.event.source.clone(), id: row.event.id.clone() }
+    }
+}
+
 /// Gives rows whose identity is stored already the stored key, so that they collapse with what is there, and says which
-/// identities to look at again: new ones, and those with several keys.
-pub(super) async fn settle(warehouse: &Warehouse, rows: &mut Vec<&mut Row>) -> Result<HashMap<u128, Unsure>, Error> {
-    let ids: Vec<u128> = rows.iter().map(|row| row.identity).collect();
-    let stored = look(warehouse, &ids).await?;
-    let mut unsure = HashMap::with_capacity(rows.len());
+/// identities have several keys.
+pub(super) async fn settle(
+    warehouse: &Warehouse,
+    lookup: &mut Lookup,
+    rows: &mut Vec<&mut Row>,
+) -> Result<HashMap<u128, Contested>, Error> {
+    let stored = lookup.before(&shared(rows)).await?;
+    let mut contested = HashMap::new();
     rows.retain_mut(|row| {
-        let keys = stored.get(&row.identity);
-        if keys.is_none_or(|keys| keys.others().next().is_some()) {
-            let event = &row.event;
-            let known = Unsure { namespace: row.namespace.clone(), source: event.source.clone(), id: event.id.clone() };
-            unsure.insert(row.identity, known);
+        let Some(keys) = stored.get(&row.identity) else { return true };
+        if keys.others().next().is_some() {
+            contested.insert(row.identity, Contested::of(row));
         }
-        keys.is_none_or(|keys| adopt(row, keys))
+        adopt(row, keys)
     });
     place(warehouse, rows).await?;
-    Ok(unsure)
+    Ok(contested)
+}
+
+fn shared<'a>(rows: &'a [&mut Row]) -> Vec<&'a Row> {
+    rows.iter().map(|row| &**row).collect()
 }
 
 /// Gives a row the key that counts. False: it is stored under another type, as what it would be another event to other
@@ -66,26 +78,28 @@ async fn place(warehouse: &Warehouse, rows: &[&mut Row]) -> Result<(), Error> {
     retried(warehouse, || warehouse.insert("identities", IDENTITY_COLUMNS, places.clone(), "kubemeter-identities", INSERT)).await
 }
 
-/// Looks again, after the INSERT.
-pub(super) async fn check(warehouse: &Warehouse, mut rows: Vec<&mut Row>, unsure: &HashMap<u128, Unsure>) -> Result<(), Error> {
-    let ids: Vec<u128> = unsure.keys().copied().collect();
-    let stored = look(warehouse, &ids).await?;
-    rows.retain_mut(|row| stored.get(&row.identity).is_some_and(|keys| keys.others().next().is_some() && adopt(row, keys)));
+/// Looks again, after the INSERT, at new identities and at contested ones.
+pub(super) async fn check(
+    warehouse: &Warehouse,
+    lookup: &mut Lookup,
+    mut rows: Vec<&mut Row>,
+    mut contested: HashMap<u128, Contested>,
+) -> Result<(), Error> {
+    let new: Vec<&Row> = rows.iter().map(|row| &**row).filter(|row| !row.is_repeat()).collect();
+    let stored = lookup.after(&new, contested.keys().copied().collect()).await?;
+    rows.retain_mut(|row| {
+        let Some(keys) = stored.get(&row.identity).filter(|keys| keys.others().next().is_some()) else { return false };
+        contested.insert(row.identity, Contested::of(row));
+        adopt(row, keys)
+    });
     // The other gateway may never have got to its INSERT: without this, nothing would count.
     insert_landings(warehouse, encode(rows.iter().map(|row| &**row))).await.into_values().collect::<Result<(), _>>()?;
-    supersede(warehouse, &stored, unsure).await
-}
-
-async fn look(warehouse: &Warehouse, ids: &[u128]) -> Result<HashMap<u128, StoredKeys>, Error> {
-    if ids.is_empty() {
-        return Ok(HashMap::new());
-    }
-    retried(warehouse, || warehouse.stored_identities(ids)).await
+    supersede(warehouse, &stored, &contested).await
 }
 
 /// Makes rows under all but the least key of an identity not count. The row that does it needs no data: with its greater
 /// version it takes the place of the row that is there, or that is about to come.
-async fn supersede(warehouse: &Warehouse, stored: &HashMap<u128, StoredKeys>, of: &HashMap<u128, Unsure>) -> Result<(), Error> {
+async fn supersede(warehouse: &Warehouse, stored: &HashMap<u128, StoredKeys>, of: &HashMap<u128, Contested>) -> Result<(), Error> {
     let received_us = Timestamp::now().as_microsecond();
     let mut rows = Vec::new();
     for (identity, known) in of {

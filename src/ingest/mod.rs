@@ -24,6 +24,8 @@
 mod commit;
 mod identity;
 mod judge;
+mod look;
+mod seen;
 
 pub use commit::{CommitError, Committer, Reject, Submission};
 pub use judge::{Judge, Judged};

@@ -140,6 +140,22 @@ impl Query<'_> {
         self.warehouse.timed(self.deadline, bounded(self.inner, self.deadline).fetch_all()).await
     }
 
+    /// Reads rows one by one, however many.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn each<T: RowOwned + RowRead>(self, mut each: impl FnMut(T)) -> Result<(), Error> {
+        self.warehouse
+            .timed(self.deadline, async {
+                let mut rows = bounded(self.inner, self.deadline).fetch::<T>()?;
+                while let Some(row) = rows.next().await? {
+                    each(row);
+                }
+                Ok(())
+            })
+            .await
+    }
+
     /// Reads the one row of a query that always has one.
     ///
     /// # Errors

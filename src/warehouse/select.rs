@@ -230,20 +230,23 @@ pub fn counted_keys(database: &str, namespace: &str, table: &str, definition: &D
 /// No cancellation.
 pub const NIL: &str = "toUUID('00000000-0000-0000-0000-000000000000')";
 
+/// The condition that `id` is one of these identities, however many, and its values.
+pub fn is_one_of(ids: &[u128]) -> (String, Vec<Param>) {
+    let chunks = ids.chunks(CHUNK).map(<[u128]>::to_vec).chain(ids.is_empty().then(Vec::new));
+    let params: Vec<_> = chunks.enumerate().map(|(part, ids)| Param { name: format!("ids{part}"), value: Value::Ids(ids) }).collect();
+    let arrays: Vec<_> = params.iter().map(|param| format!("{{{}:Array(UInt128)}}", param.name)).collect();
+    (format!("id IN arrayConcat({})", arrays.join(", ")), params)
+}
+
 /// Keys (type, subject, time, id) of the events with these identities that count.
 pub fn cancel_by_ids(database: &str, namespace: &str, ids: &[u128]) -> Statement {
     let db = identifier(database);
-    let mut params = vec![Param { name: "namespace".to_owned(), value: Value::Text(namespace.to_owned()) }];
-    let mut named = vec!["false".to_owned()];
-    for (part, ids) in ids.chunks(CHUNK).enumerate() {
-        named.push(format!("id IN {{ids{part}:Array(UInt128)}}"));
-        params.push(Param { name: format!("ids{part}"), value: Value::Ids(ids.to_owned()) });
-    }
+    let (is_one_of, mut params) = is_one_of(ids);
+    params.push(Param { name: "namespace".to_owned(), value: Value::Text(namespace.to_owned()) });
     Statement {
         sql: format!(
             "SELECT type, subject, time, id FROM {db}.events FINAL WHERE namespace = {{namespace:String}} AND (type, subject, time, id) IN \
-             (SELECT type, subject, time, id FROM {db}.identities WHERE {}) AND cancellation = {NIL}",
-            named.join(" OR ")
+             (SELECT type, subject, time, id FROM {db}.identities WHERE {is_one_of}) AND cancellation = {NIL}"
         ),
         params,
     }

@@ -237,3 +237,35 @@ async fn two_gateways_that_get_one_identity_with_different_times_count_it_once()
         600
     );
 }
+
+#[tokio::test]
+async fn a_gateway_knows_what_another_one_stored_whatever_was_merged_or_emptied() {
+    let lab = Lab::new();
+    lab.meter("count", spec("t", Aggregation::Count, None, &[])).await;
+    let other = lab.another_gateway();
+    let batch = |round: usize, subject: &str| {
+        let events: Vec<Value> = (0..50).map(|i| event(&format!("r{round}-{i}"), "t", subject, TIME, json!({}))).collect();
+        json!(events)
+    };
+    let (identities, copy) = (lab.warehouse.table("identities"), lab.warehouse.table("copy"));
+    let run = async |sql: String| lab.warehouse.run_ddl(&sql).await.unwrap();
+    for round in 0..30 {
+        Lab::post_to(&other, &batch(round, "a")).await.unwrap();
+        if round % 3 == 0 {
+            // Old blocks and new ones are in one part.
+            run(format!("OPTIMIZE TABLE {identities} FINAL")).await;
+        }
+        lab.post(&batch(round, "b")).await.unwrap();
+        Lab::post_to(&other, &batch(round / 2, "c")).await.unwrap();
+        assert_eq!(lab.number("count").await, ((round + 1) * 50).to_string(), "after round {round}");
+    }
+    // Another table under the name of the old one, with the same numbers of blocks: what was known of that is void.
+    run(format!("CREATE TABLE {copy} AS {identities}")).await;
+    run(format!("INSERT INTO {copy} SELECT * FROM {identities}")).await;
+    run(format!("EXCHANGE TABLES {copy} AND {identities}")).await;
+    for round in 0..31 {
+        lab.post(&batch(round, "d")).await.unwrap();
+        Lab::post_to(&other, &batch(round, "e")).await.unwrap();
+    }
+    assert_eq!(lab.number("count").await, (31 * 50).to_string());
+}

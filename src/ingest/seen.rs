@@ -1,0 +1,168 @@
+//! A gateway's memory of which identities may be stored. Pure.
+//!
+//! Looking an identity up in ClickHouse costs some 10 µs of CPU for each part of the table, several times what storing
+//! the event costs. Most events are new, so a gateway remembers what is stored, in a filter that may say "perhaps" of an
+//! identity that is not stored, but never "no" of one that is: only what is perhaps stored is looked up.
+//!
+//! What other gateways store is seen by it too. ClickHouse keeps rows in parts that never change; each INSERT is a new
+//! block, and a part's name says which blocks it was merged from. [`Seen::misses`] tells which parts have blocks that
+//! were not read yet: reading these, and nothing else, brings the memory up to date.
+
+use std::collections::BTreeMap;
+
+use crate::warehouse::IdentityPart;
+
+/// Bits of memory for each identity; with these about 1 of 200 new identities is looked up in vain.
+const BITS: u64 = 12;
+/// Most bytes of all filters. With 90 million identities they are full; with twice as many about 1 of 10 new identities
+/// is looked up in vain, with more ever more, and in the end all: slower, never wrong.
+const MAX_BYTES: u64 = 128 * 1_024 * 1_024;
+/// Least identities that a filter is made for: 1.5 MiB.
+const MIN_ROOM: u64 = 1_024 * 1_024;
+
+/// What was read of the table of identities.
+pub(super) struct Seen {
+    /// The later ones are for what the earlier ones have no room for.
+    filters: Vec<Filter>,
+    /// Numbers of the blocks that were read: first and last of each run.
+    blocks: BTreeMap<i64, i64>,
+}
+
+impl Seen {
+    /// Nothing yet, with room for so many.
+    pub(super) fn with_room_for(identities: u64) -> Self {
+        Self { filters: vec![Filter::new(identities.clamp(MIN_ROOM, MAX_BYTES * 8 / BITS))], blocks: BTreeMap::new() }
+    }
+
+    /// Notes a stored identity.
+    pub(super) fn insert(&mut self, identity: u128) {
+        let (room, bytes) = self.filters.iter().fold((0, 0), |(room, bytes), filter| (room + filter.room, bytes + filter.bytes()));
+        if self.filters.last().is_none_or(|last| last.count >= last.room) && bytes + room * BITS / 8 <= MAX_BYTES {
+            self.filters.push(Filter::new(room));
+        }
+        if let Some(last) = self.filters.last_mut() {
+            last.insert(identity);
+        }
+    }
+
+    /// False only for an identity that is in no block that was read.
+    pub(super) fn may_have(&self, identity: u128) -> bool {
+        self.filters.iter().any(|filter| filter.may_have(identity))
+    }
+
+    /// Whether a part has blocks that were not read.
+    pub(super) fn misses(&self, part: &IdentityPart) -> bool {
+        self.blocks.range(..=part.first_block).next_back().is_none_or(|(_, last)| *last < part.last_block)
+    }
+
+    /// Notes that all of a part was read. ClickHouse never adds a block between two that were merged, so the part's
+    /// blocks are a run without gaps.
+    pub(super) fn read(&mut self, part: &IdentityPart) {
+        let (mut first, mut last) = (part.first_block, part.last_block);
+        // Joins the runs that touch it.
+        while let Some((&begin, &end)) = self.blocks.range(..=last.saturating_add(1)).next_back() {
+            if end.saturating_add(1) < first {
+                break;
+            }
+            (first, last) = (first.min(begin), last.max(end));
+            self.blocks.remove(&begin);
+        }
+        self.blocks.insert(first, last);
+    }
+}
+
+/// A blocked Bloom filter: all bits of an identity are in one line of the processor's cache. Identities are
+/// cryptographic hashes, so their own bits choose.
+struct Filter {
+    lines: Vec<[u64; 8]>,
+    room: u64,
+    count: u64,
+}
+
+impl Filter {
+    fn new(room: u64) -> Self {
+        let lines = usize::try_from(room * BITS / 512 + 1).unwrap_or(usize::MAX);
+        Self { lines: vec![[0; 8]; lines], room, count: 0 }
+    }
+
+    const fn bytes(&self) -> u64 {
+        self.lines.len() as u64 * 64
+    }
+
+    /// The identity's line and its bits there: the low half chooses the line, the high half seven bits of 512.
+    fn place(&self, identity: u128) -> (usize, [u64; 8]) {
+        let line = ((identity & u128::from(u64::MAX)) * self.lines.len() as u128) >> 64;
+        let mut bits = [0; 8];
+        let mut choice = (identity >> 64) as u64;
+        for _ in 0..7 {
+            bits[(choice & 7) as usize] |= 1 << (choice >> 3 & 63);
+            choice >>= 9;
+        }
+        (line as usize, bits)
+    }
+
+    fn insert(&mut self, identity: u128) {
+        let (line, bits) = self.place(identity);
+        self.lines[line].iter_mut().zip(bits).for_each(|(line, bits)| *line |= bits);
+        self.count += 1;
+    }
+
+    fn may_have(&self, identity: u128) -> bool {
+        let (line, bits) = self.place(identity);
+        self.lines[line].iter().zip(bits).all(|(line, bits)| line & bits == bits)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bits as random as those of a cryptographic hash, sooner.
+    fn id(number: u64) -> u128 {
+        xxhash_rust::xxh3::xxh3_128(&number.to_le_bytes())
+    }
+
+    fn part(first_block: i64, last_block: i64) -> IdentityPart {
+        IdentityPart { name: format!("all_{first_block}_{last_block}_0"), rows: 1, first_block, last_block }
+    }
+
+    #[test]
+    fn what_is_stored_is_never_denied_and_little_else_is_suspected() {
+        // More than the first filter has room for.
+        let mut seen = Seen::with_room_for(0);
+        let stored = MIN_ROOM + 300_000;
+        (0..stored).for_each(|number| seen.insert(id(number)));
+        assert_eq!(seen.filters.len(), 2);
+        assert!((0..stored).all(|number| seen.may_have(id(number))));
+        let suspected = (stored..stored + 100_000).filter(|number| seen.may_have(id(*number))).count();
+        assert!(suspected < 1_500, "{suspected} of 100,000");
+    }
+
+    #[test]
+    fn memory_is_bounded() {
+        let mut seen = Seen::with_room_for(u64::MAX);
+        seen.filters[0].count = seen.filters[0].room;
+        seen.insert(1);
+        assert_eq!(seen.filters.len(), 1);
+        assert!(seen.filters[0].bytes() <= MAX_BYTES + 64);
+    }
+
+    #[test]
+    fn a_part_is_read_once_however_it_is_merged() {
+        let mut seen = Seen::with_room_for(0);
+        assert!(seen.misses(&part(1, 1)));
+        seen.read(&part(1, 1));
+        seen.read(&part(3, 4));
+        assert!(!seen.misses(&part(1, 1)) && !seen.misses(&part(3, 3)));
+        assert!(seen.misses(&part(2, 2)) && seen.misses(&part(1, 4)) && seen.misses(&part(4, 5)));
+        seen.read(&part(2, 2));
+        assert!(!seen.misses(&part(1, 4)));
+        assert_eq!(seen.blocks, BTreeMap::from([(1, 4)]));
+        // Merged with one that was not read: all of it is read again.
+        assert!(seen.misses(&part(1, 5)));
+        seen.read(&part(1, 5));
+        seen.read(&part(7, 9));
+        seen.read(&part(0, 8));
+        assert_eq!(seen.blocks, BTreeMap::from([(0, 9)]));
+    }
+}
