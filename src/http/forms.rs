@@ -6,7 +6,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use super::params::shown;
 use super::problem::Problem;
 use crate::event::{self, BodyError, Form, Item};
-use crate::metering::RejectCode;
+use crate::metering::{Error, Ingested, RejectCode, Rejection};
 
 /// Reads the events of a body, in the form that the headers name.
 pub fn parse(headers: &HeaderMap, body: Bytes) -> Result<Vec<Item>, Problem> {
@@ -20,6 +20,8 @@ pub fn parse(headers: &HeaderMap, body: Bytes) -> Result<Vec<Item>, Problem> {
     })?;
     event::parse(form, body).map_err(|why| {
         let code = if matches!(why, BodyError::TooMany) { RejectCode::TooLarge } else { RejectCode::InvalidEvent };
-        Problem::new(StatusCode::BAD_REQUEST, code.as_str(), why.to_string())
+        // Nothing in it can be told apart: it is refused as one event.
+        let rejected = vec![Rejection { index: 0, source: None, id: None, code, message: why.to_string() }];
+        Problem::from(Error::AllRejected(Ingested { accepted: 0, rejected }))
     })
 }
