@@ -18,8 +18,7 @@ help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-18s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: quickstart
-quickstart: ## See it work: usage from real events in one terminal (ONCE=1: check the numbers and end)
-	$(SETUP) rust engine
+quickstart: setup ## See it work: usage from real events in one terminal (ONCE=1: check the numbers and end)
 	cargo build --locked --release
 	@$(PYTHON) scripts/quickstart.py $(if $(ONCE),--once)
 
