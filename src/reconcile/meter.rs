@@ -150,7 +150,8 @@ impl Reconciler {
     ) -> Result<Outcome<MeterStatus>, Error> {
         let before = meter.status.clone().unwrap_or_default();
         // For people, and no reason to hold up an edit: a large table that is not merged yet may take too long to count.
-        let counted = self.warehouse.count_events(&target, definition.measure != Measure::Count).await.ok();
+        let counted = self.warehouse.count_events(&target, definition.measure != Measure::Count).await;
+        let counted = counted.inspect_err(|why| tracing::debug!(%why, table = %target, "the status keeps its last counts")).ok();
         let events = counted.map(|(events, _)| events).or(before.events);
         let uncounted_events = counted.map(|(_, uncounted)| uncounted).or(before.uncounted_events);
         let before = before.conditions;
