@@ -382,7 +382,7 @@ pub struct EventRef {
 #[derive(Serialize, Clone, Debug, PartialEq, Eq, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Cancelled {
-    /// For the listing and the revert; absent when nothing was cancelled.
+    /// For the listing and the revert; absent in a dry run.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub cancellation_id: Option<Uuid>,

@@ -1,9 +1,9 @@
-//! Stored events by the million, fast: rows made inside ClickHouse, through the landing table.
+//! Stored events by the million, fast: rows made inside ClickHouse, claimed and then through the landing table.
 
 use std::ops::Range;
 use std::time::Instant;
 
-use kubemeter::warehouse::row::{COLUMNS, VERSION_MARK};
+use kubemeter::warehouse::row::{COLUMNS, IDENTITY_COLUMNS, VERSION_MARK};
 
 use crate::events::{METHODS, MONTH_MS, NAMESPACE, PATHS, REGIONS, SUBJECTS, TYPE};
 use crate::setup::Setup;
@@ -27,7 +27,11 @@ pub async fn load(setup: &Setup, seed: u64, numbers: Range<u64>) -> Result<()> {
     let mut at = numbers.start;
     while at < numbers.end {
         let end = (at + STEP).min(numbers.end);
-        setup.run(&mut direct, &statement(&setup.landing, seed, at..end)).await?;
+        let rows = rows(seed, at..end);
+        setup
+            .run(&mut direct, &format!("INSERT INTO kubemeter.identities ({IDENTITY_COLUMNS}) SELECT {IDENTITY_COLUMNS} FROM ({rows})"))
+            .await?;
+        setup.run(&mut direct, &format!("INSERT INTO kubemeter.{} ({COLUMNS}) SELECT {COLUMNS} FROM ({rows})", setup.landing)).await?;
         at = end;
         progress(format_args!(
             "{:.2} of {:.2} million events loaded, {} s",
@@ -43,7 +47,8 @@ pub fn millions(events: u64) -> f64 {
     events as f64 / 1e6
 }
 
-fn statement(landing: &str, seed: u64, numbers: Range<u64>) -> String {
+/// A SELECT of events as a landing table has them.
+fn rows(seed: u64, numbers: Range<u64>) -> String {
     // The identity as the gateway computes it: the same event over HTTP is a duplicate, which is checked.
     let part = |length: usize, text: &str| format!("char({length},0,0,0,0,0,0,0), {text}");
     let identity =
@@ -52,14 +57,13 @@ fn statement(landing: &str, seed: u64, numbers: Range<u64>) -> String {
     let random = |salt: u64, below: u64| format!("cityHash64(number, {seed}, {salt}) % {below}");
     let choice = |salt: u64, of: &[&str]| format!("'\"' || ['{}'][1 + {}]", of.join("','"), random(salt, of.len() as u64));
     format!(
-        "INSERT INTO kubemeter.{landing} ({COLUMNS}) \
-         SELECT '{NAMESPACE}', '{TYPE}', 'customer-' || leftPad(toString({subject}), 4, '0'), \
-         fromUnixTimestamp64Milli(toInt64({month} + {time}), 'UTC') AS time, reinterpretAsUInt128(substring(SHA256(concat({identity})), 1, 16)), '{SOURCE}', \
-         'loaded-' || leftPad(toString(number), 16, '0') AS event_id, toDateTime64(time, 6, 'UTC'), \
+        "SELECT '{NAMESPACE}' AS namespace, '{TYPE}' AS type, 'customer-' || leftPad(toString({subject}), 4, '0') AS subject, \
+         fromUnixTimestamp64Milli(toInt64({month} + {time}), 'UTC') AS time, reinterpretAsUInt128(substring(SHA256(concat({identity})), 1, 16)) AS id, \
+         '{SOURCE}' AS source, 'loaded-' || leftPad(toString(number), 16, '0') AS event_id, toDateTime64(time, 6, 'UTC') AS received, \
          map('$.duration_ms', toString(intDiv({value}, 1000)) || '.' || leftPad(toString({value} % 1000), 3, '0'), '$.method', {method}, \
-         '$.path', {path}, '$.status', '200', '$.region', {region})::Map(LowCardinality(String), String), \
-         toUInt64({VERSION_MARK}) - toUInt64(toUnixTimestamp64Micro(toDateTime64(time, 6, 'UTC'))), \
-         toUUID('00000000-0000-0000-0000-000000000000') \
+         '$.path', {path}, '$.status', '200', '$.region', {region}) AS data, \
+         toUInt64({VERSION_MARK}) - toUInt64(toUnixTimestamp64Micro(toDateTime64(time, 6, 'UTC'))) AS version, \
+         toUUID('00000000-0000-0000-0000-000000000000') AS cancellation \
          FROM numbers({}, {})",
         numbers.start,
         numbers.end - numbers.start,

@@ -20,7 +20,7 @@ pub use flatten::DataError;
 pub use identity::identity;
 pub use item::{Command, Incoming, Item, Refusal};
 pub use jsonpath::{InvalidPath, JsonPath};
-pub use leaves::{Leaves, Scalar, put_bytes, put_varint};
+pub use leaves::{Leaves, Scalar, plain_key, put_bytes, put_varint};
 
 /// One usage event, parsed and within bounds.
 ///

@@ -1,4 +1,4 @@
-//! Group commit: concurrent requests share one look-up and one INSERT per landing table.
+//! Group commit: concurrent requests share one claim of their identities and one INSERT per landing table.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -9,8 +9,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::identity;
-use super::look::Lookup;
+use super::claim::claim;
+use super::look::{Keys, Lookup};
 use crate::event::put_bytes;
 use crate::telemetry::Metrics;
 use crate::warehouse::row::{COLUMNS, Row, put_uuid};
@@ -25,6 +25,9 @@ const QUEUE_REQUESTS: usize = 4_096;
 const QUEUE_WAIT: Duration = Duration::from_secs(2);
 /// Most bytes of one round; a larger request goes alone.
 const ROUND_BYTES: usize = 32 * 1_024 * 1_024;
+/// Rounds that may be on their way. While one is written the next one claims; what comes meanwhile shares the one after
+/// that, so that rounds grow as load does.
+const ROUNDS: usize = 2;
 /// Deadline of one INSERT.
 pub(super) const INSERT: Duration = Duration::from_secs(30);
 /// How long after a round without another one what other gateways stored is looked at.
@@ -82,12 +85,16 @@ pub struct Submission {
     pub rows: Vec<Row>,
     /// Refused events to keep, or to take back.
     pub rejects: Vec<Reject>,
+    /// Whether no event is stored when one of them is refused.
+    pub atomic: bool,
 }
 
 struct Waiting {
     submission: Submission,
+    /// Which of the submission's rows, as it came, can't be stored.
+    refused: Vec<usize>,
     bytes: usize,
-    answer: oneshot::Sender<Result<(), CommitError>>,
+    answer: oneshot::Sender<Result<Vec<usize>, CommitError>>,
     _room: OwnedSemaphorePermit,
 }
 
@@ -121,22 +128,24 @@ impl Committer {
         Self { queue, metrics, room: Arc::new(Semaphore::new(QUEUE_BYTES)) }
     }
 
-    /// Writes a submission. Ok means that ClickHouse has confirmed all of it.
+    /// Writes a submission. Ok means that ClickHouse has confirmed all of it, but for the rows at the returned places:
+    /// their source and id were claimed by an event of another type, which is not stored (see [`super`]).
     ///
     /// # Errors
     /// See [`CommitError`].
-    pub async fn commit(&self, submission: Submission) -> Result<(), CommitError> {
+    pub async fn commit(&self, submission: Submission) -> Result<Vec<usize>, CommitError> {
         let bytes = submission.rows.iter().map(Row::encoded_len).sum::<usize>()
             + submission.rejects.iter().map(|r| r.event.len() + 256).sum::<usize>();
         if submission.rows.is_empty() && submission.rejects.is_empty() {
-            return Ok(());
+            return Ok(Vec::new());
         }
         let permits = u32::try_from(bytes.min(QUEUE_BYTES)).unwrap_or(u32::MAX);
         let room = tokio::time::timeout(QUEUE_WAIT, Arc::clone(&self.room).acquire_many_owned(permits)).await;
         let room = room.map_err(|_| CommitError::Full)?.map_err(|_| CommitError::Stopping)?;
         let (answer, told) = oneshot::channel();
         let _queued = Queued::new(&self.metrics, submission.rows.len());
-        self.queue.send(Waiting { submission, bytes, answer, _room: room }).await.map_err(|_| CommitError::Stopping)?;
+        let waiting = Waiting { submission, refused: Vec::new(), bytes, answer, _room: room };
+        self.queue.send(waiting).await.map_err(|_| CommitError::Stopping)?;
         told.await.map_err(|_| CommitError::Stopping)?
     }
 }
@@ -161,8 +170,10 @@ impl Drop for Queued<'_> {
 /// One round after the other: all that waits, up to a bound.
 async fn rounds(warehouse: Warehouse, metrics: Arc<Metrics>, mut waiting: mpsc::Receiver<Waiting>) {
     let mut lookup = Lookup::new(warehouse.clone());
+    let on_their_way = Arc::new(Semaphore::new(ROUNDS));
     let mut held = None;
     loop {
+        let Ok(room) = Arc::clone(&on_their_way).acquire_owned().await else { return };
         let first = match held.take() {
             Some(first) => first,
             None => match tokio::time::timeout(IDLE, waiting.recv()).await {
@@ -186,35 +197,82 @@ async fn rounds(warehouse: Warehouse, metrics: Arc<Metrics>, mut waiting: mpsc::
         }
         metrics.batch_events.observe(round.iter().map(|waiting| waiting.submission.rows.len()).sum::<usize>() as f64);
         let timer = metrics.insert_seconds.start_timer();
-        commit(&warehouse, &mut lookup, round).await;
-        timer.observe_duration();
+        if let Err(error) = settle(&warehouse, &mut lookup, &mut round).await {
+            answer(round, |_| Err(error.clone()));
+            continue;
+        }
+        let warehouse = warehouse.clone();
+        tokio::spawn(async move {
+            write(&warehouse, round).await;
+            timer.observe_duration();
+            drop(room);
+        });
     }
 }
 
-async fn commit(warehouse: &Warehouse, lookup: &mut Lookup, mut round: Vec<Waiting>) {
+/// Gives every row the key of its identity, and leaves only those to be written.
+async fn settle(warehouse: &Warehouse, lookup: &mut Lookup, round: &mut [Waiting]) -> Result<(), Error> {
+    let rows = || round.iter().flat_map(|waiting| &waiting.submission.rows);
+    let (mut firsts, mut twice) = (Vec::with_capacity(rows().count()), HashSet::new());
+    let mut ids = HashSet::with_capacity(firsts.capacity());
+    for row in rows() {
+        if ids.insert(row.identity) {
+            firsts.push(row);
+        } else {
+            twice.insert(row.identity);
+        }
+    }
+    let keys = claim(warehouse, lookup, &firsts).await?;
+    let in_round: Keys = firsts.iter().filter(|row| twice.contains(&row.identity)).map(|row| (row.identity, row.key())).collect();
+
+    // Rows whose identity is that of an event of another type.
+    let mut others = HashSet::new();
+    for row in round.iter_mut().flat_map(|waiting| &mut waiting.submission.rows) {
+        match (keys.get(&row.identity), in_round.get(&row.identity)) {
+            (Some(key), _) | (None, Some(key)) if key.event_type != row.event.event_type => drop(others.insert(row.identity)),
+            (Some(key), _) => row.repeat(key),
+            (None, Some(key)) => row.adopt(key),
+            (None, None) => {}
+        }
+    }
+    if others.is_empty() {
+        return Ok(());
+    }
+    // Where that one is stored, this one repeats it and changes nothing. Where it is not, it may never be.
+    let stored = warehouse.stored_among(&others.iter().copied().collect::<Vec<_>>()).await?;
+    for Waiting { submission, refused, .. } in round {
+        let type_of = |row: &Row| keys.get(&row.identity).or_else(|| in_round.get(&row.identity)).map(|key| key.event_type.clone());
+        let mut at = 0;
+        submission.rows.retain(|row| {
+            let is_other = others.contains(&row.identity) && type_of(row).is_some_and(|of| of != row.event.event_type);
+            if is_other && !stored.contains(&row.identity) {
+                refused.push(at);
+            }
+            at += 1;
+            !is_other
+        });
+        if submission.atomic && !refused.is_empty() {
+            submission.rows.clear();
+        }
+    }
+    Ok(())
+}
+
+async fn write(warehouse: &Warehouse, round: Vec<Waiting>) {
     let mut kept = Vec::new();
     round.iter().flat_map(|waiting| &waiting.submission.rejects).for_each(|reject| reject.encode(&mut kept));
-    let mut rows: Vec<&mut Row> = round.iter_mut().flat_map(|waiting| waiting.submission.rows.iter_mut()).collect();
-    let mut seen = HashSet::with_capacity(rows.len());
-    rows.retain(|row| seen.insert(row.identity));
-
-    let contested = match identity::settle(warehouse, lookup, &mut rows).await {
-        Ok(contested) => contested,
-        Err(error) => return answer(round, |_| Err(error.clone())),
-    };
-    let by_landing = encode(rows.iter().map(|row| &**row));
-    let (mut landed, rejects) = tokio::join!(insert_landings(warehouse, by_landing), insert_rejects(warehouse, kept.into()));
-    if let Err(error) = identity::check(warehouse, lookup, rows, contested).await {
-        landed.values_mut().for_each(|result| *result = Err(error.clone()));
-    }
-    let any_failed = landed.values().find_map(|result| result.clone().err());
+    let rows = round.iter().flat_map(|waiting| &waiting.submission.rows);
+    let mut seen = HashSet::new();
+    let by_landing = encode(rows.filter(|row| seen.insert(row.identity)));
+    let (landed, rejects) = tokio::join!(insert_landings(warehouse, by_landing), insert_rejects(warehouse, kept.into()));
     answer(round, |submission| {
-        // The acknowledgement: every landing table of the request has confirmed. A row whose table has no result is
-        // another request's event under another type: that one may be in any table, so all must have confirmed.
+        // The acknowledgement: every landing table of the request has confirmed. Rows of one identity are of one type, so
+        // one that another request's row stood for has the same table.
         for row in &submission.rows {
-            match (landed.get(&row.landing), &any_failed) {
-                (Some(Err(error)), _) | (None, Some(error)) => return Err(error.clone()),
-                (Some(Ok(())), _) | (None, None) => {}
+            match landed.get(&row.landing) {
+                Some(Ok(())) => {}
+                Some(Err(error)) => return Err(error.clone()),
+                None => return Err(Error::Unavailable("rows were not sent".to_owned())),
             }
         }
         if submission.rejects.is_empty() { Ok(()) } else { rejects.clone() }
@@ -222,22 +280,21 @@ async fn commit(warehouse: &Warehouse, lookup: &mut Lookup, mut round: Vec<Waiti
 }
 
 fn answer(round: Vec<Waiting>, result: impl Fn(&Submission) -> Result<(), Error>) {
-    for waiting in round {
-        let told = result(&waiting.submission).map_err(CommitError::from);
+    for Waiting { submission, refused, answer, .. } in round {
         // A request that has gone away is told nothing.
-        let _ = waiting.answer.send(told);
+        let _ = answer.send(result(&submission).map(|()| refused).map_err(CommitError::from));
     }
 }
 
 /// Rows by landing table, as they are inserted.
-pub(super) fn encode<'a>(rows: impl Iterator<Item = &'a Row>) -> HashMap<Landing, Vec<u8>> {
+fn encode<'a>(rows: impl Iterator<Item = &'a Row>) -> HashMap<Landing, Vec<u8>> {
     let mut by_landing: HashMap<Landing, Vec<u8>> = HashMap::new();
     rows.for_each(|row| row.encode(by_landing.entry(row.landing).or_default()));
     by_landing
 }
 
 /// One INSERT per landing table, all at once.
-pub(super) async fn insert_landings(warehouse: &Warehouse, by_landing: HashMap<Landing, Vec<u8>>) -> HashMap<Landing, Result<(), Error>> {
+async fn insert_landings(warehouse: &Warehouse, by_landing: HashMap<Landing, Vec<u8>>) -> HashMap<Landing, Result<(), Error>> {
     let inserts =
         by_landing.into_iter().map(|(landing, rows)| async move { (landing, insert_rows(warehouse, landing, rows.into()).await) });
     futures::future::join_all(inserts).await.into_iter().collect()

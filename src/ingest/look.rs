@@ -1,6 +1,6 @@
-//! Where identities stand, asked of ClickHouse for as few of them as can be.
+//! Which identities are claimed, asked of ClickHouse for as few of them as can be.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
@@ -8,8 +8,7 @@ use tokio::time::Instant;
 
 use super::commit::retried;
 use super::seen::Seen;
-use crate::warehouse::row::Row;
-use crate::warehouse::{Error, IdentityTable, StoredKey, StoredKeys, Warehouse};
+use crate::warehouse::{Error, IdentityPart, IdentityTable, StoredKey, Warehouse};
 
 /// How long reading what is new in ClickHouse may take between two rounds.
 const CATCH_UP: Duration = Duration::from_secs(30);
@@ -36,52 +35,66 @@ enum Memory {
     Known(Known),
 }
 
-/// What is stored in one table of one ClickHouse.
+/// What is claimed in one table of one ClickHouse.
 struct Known {
-    table: IdentityTable,
+    /// None: nothing is.
+    table: Option<IdentityTable>,
     seen: Seen,
 }
 
-/// Keys of identities that are stored.
-pub(super) type Stored = HashMap<u128, StoredKeys>;
+/// Keys of claimed identities.
+pub(super) type Keys = HashMap<u128, StoredKey>;
 
 impl Lookup {
-    /// Begins to read what is stored.
+    /// Begins to read what is claimed.
     pub(super) fn new(warehouse: Warehouse) -> Self {
         let memory = load(&warehouse);
         Self { warehouse, memory, from_memory: false }
     }
 
-    /// Looks rows up before they are inserted. An identity that is not in the answer is not stored.
-    pub(super) async fn before(&mut self, rows: &[&Row]) -> Result<Stored, Error> {
-        self.from_memory = self.idle().await;
-        let perhaps = |row: &&&Row| match &self.memory {
-            Memory::Known(known) if self.from_memory => known.seen.may_have(row.identity),
+    /// Which identities were claimed before. One that is not in the answer may have been claimed since this gateway last
+    /// looked: [`after`](Self::after) tells.
+    pub(super) async fn before(&mut self, ids: impl Iterator<Item = u128>) -> Result<Keys, Error> {
+        self.refresh().await;
+        self.from_memory = matches!(self.memory, Memory::Known(_));
+        let perhaps = |id: &u128| match &self.memory {
+            Memory::Known(known) => known.seen.may_have(*id),
             _ => true,
         };
-        self.ask(rows.iter().filter(perhaps).map(|row| row.identity).collect()).await
+        self.ask(ids.filter(perhaps).collect()).await
     }
 
-    /// Looks again after the INSERT, at rows that were new before and at `contested` identities. One that is not in the
-    /// answer stands under its row's key alone.
+    /// Looks again after `claims` were written, all of them in one INSERT: the keys of those which others claimed, too,
+    /// perhaps before.
     ///
-    /// What was stored before was seen before; what came since is in new parts, most often just those of this INSERT.
-    pub(super) async fn after(&mut self, rows: &[&Row], mut contested: Vec<u128>) -> Result<Stored, Error> {
-        match &mut self.memory {
-            Memory::Known(known) if self.from_memory => match known.catch_up(&self.warehouse, CATCH_UP, rows).await {
-                Ok(Some(others)) => contested.extend(others),
-                _ => self.from_memory = false,
-            },
-            _ => self.from_memory = false,
+    /// What was claimed before was seen before; what came since is in new blocks, most often just the one of this INSERT.
+    pub(super) async fn after(&mut self, claims: &[u128]) -> Result<Keys, Error> {
+        if claims.is_empty() {
+            return Ok(Keys::new());
         }
-        if !self.from_memory {
-            contested.extend(rows.iter().map(|row| row.identity));
+        if self.from_memory
+            && let Memory::Known(known) = &mut self.memory
+        {
+            match known.catch_up(&self.warehouse, CATCH_UP, claims).await {
+                Ok(Some(contested)) => return self.ask(contested).await,
+                Ok(None) => self.memory = Memory::Absent(Instant::now() + AGAIN),
+                Err(why) => tracing::debug!(error = %why, "what is new in ClickHouse can't be read: identities are looked up"),
+            }
         }
-        self.ask(contested).await
+        self.ask(claims.to_vec()).await
     }
 
-    /// Keeps up with other gateways; between rounds only. False: there is no memory to rely on now.
-    pub(super) async fn idle(&mut self) -> bool {
+    /// Keeps up with other gateways while there is nothing to do.
+    pub(super) async fn idle(&mut self) {
+        self.refresh().await;
+        if let Memory::Known(known) = &mut self.memory
+            && let Ok(None) = known.catch_up(&self.warehouse, CATCH_UP, &[]).await
+        {
+            self.memory = Memory::Absent(Instant::now() + AGAIN);
+        }
+    }
+
+    async fn refresh(&mut self) {
         match &mut self.memory {
             Memory::Loading(reading) if reading.is_finished() => {
                 self.memory = match reading.await {
@@ -92,25 +105,13 @@ impl Lookup {
             Memory::Absent(until) if *until <= Instant::now() => self.memory = load(&self.warehouse),
             _ => {}
         }
-        let Memory::Known(known) = &mut self.memory else { return false };
-        match known.catch_up(&self.warehouse, CATCH_UP, &[]).await {
-            Ok(Some(_)) => true,
-            Ok(None) => {
-                self.memory = Memory::Absent(Instant::now() + AGAIN);
-                false
-            }
-            Err(why) => {
-                tracing::debug!(error = %why, "what is new in ClickHouse can't be read: identities are looked up");
-                false
-            }
-        }
     }
 
-    async fn ask(&self, ids: Vec<u128>) -> Result<Stored, Error> {
+    async fn ask(&self, ids: Vec<u128>) -> Result<Keys, Error> {
         if ids.is_empty() {
-            return Ok(Stored::new());
+            return Ok(Keys::new());
         }
-        retried(&self.warehouse, || self.warehouse.stored_identities(&ids)).await
+        retried(&self.warehouse, || self.warehouse.claimed_keys(&ids)).await
     }
 }
 
@@ -122,60 +123,87 @@ impl Drop for Lookup {
     }
 }
 
-/// Reads all that is stored.
+/// Reads all that is claimed.
 fn load(warehouse: &Warehouse) -> Memory {
     let warehouse = warehouse.clone();
     Memory::Loading(tokio::spawn(async move {
         let read = async {
             warehouse.ensure_bootstrap().await?;
-            let Some((table, parts)) = warehouse.identity_parts().await? else { return Ok(None) };
-            let stored: u64 = parts.iter().map(|part| part.rows).sum();
-            let mut known = Known { table, seen: Seen::with_room_for(stored.saturating_mul(2)) };
+            if !warehouse.identities_have_one_server().await? {
+                return Ok(None);
+            }
+            let (table, parts) = warehouse.identity_parts().await?;
+            let claimed: u64 = parts.iter().map(|part| part.rows).sum();
+            let mut known = Known { table, seen: Seen::with_room_for(claimed.saturating_mul(2)) };
             Ok::<_, Error>(known.catch_up(&warehouse, LOAD, &[]).await?.map(|_| known))
         };
         read.await.unwrap_or_else(|why| {
-            tracing::debug!(error = %why, "what is stored can't be read: identities are looked up");
+            tracing::debug!(error = %why, "what is claimed can't be read: identities are looked up");
             None
         })
     }))
 }
 
 impl Known {
-    /// Reads the parts that are new. Some: which of `rows` stand in these under another key than their own; None: the
-    /// table is another one, or its parts are merged quicker than they are read.
-    async fn catch_up(&mut self, warehouse: &Warehouse, deadline: Duration, rows: &[&Row]) -> Result<Option<Vec<u128>>, Error> {
-        let own: HashMap<u128, &Row> = rows.iter().map(|row| (row.identity, *row)).collect();
-        let mut others = Vec::new();
+    /// Reads the blocks that are new. Some: which of `claims`, whose INSERT was confirmed, have others claimed in these,
+    /// too. None: the table is another one, or its parts are merged quicker than they are read.
+    async fn catch_up(&mut self, warehouse: &Warehouse, deadline: Duration, claims: &[u128]) -> Result<Option<Vec<u128>>, Error> {
+        let mut contested = Vec::new();
+        let Some(mut parts) = self.parts(warehouse).await? else { return Ok(None) };
         for _ in 0..TRIES {
-            let Some((table, parts)) = warehouse.identity_parts().await? else { return Ok(None) };
-            if !table.is_same(&self.table) {
-                return Ok(None);
-            }
             let new: Vec<_> = parts.into_iter().filter(|part| self.seen.misses(part)).collect();
-            let missing: u64 = new.iter().map(|part| part.rows).sum();
-            let mut read = 0;
-            if missing > 0 && own.is_empty() {
-                let each = |id| {
-                    read += 1;
-                    self.seen.insert(id);
-                };
-                warehouse.each_identity(&new, deadline, each).await?;
-            } else if missing > 0 {
-                let each = |id, key: StoredKey| {
-                    read += 1;
-                    self.seen.insert(id);
-                    if own.get(&id).is_some_and(|row| !key.is_of(row)) {
-                        others.push(id);
-                    }
-                };
-                warehouse.each_identity_key(&new, deadline, each).await?;
+            if new.is_empty() {
+                // A confirmed claim is there, in a new block: without one these are not the parts that it went to.
+                return Ok((claims.is_empty() || !contested.is_empty()).then_some(contested));
             }
-            // A part that was merged away in between has not been read: fewer rows came then.
-            if read == missing {
+            if self.is_only(&new, claims) {
+                claims.iter().for_each(|id| self.seen.insert(*id));
                 new.iter().for_each(|part| self.seen.read(part));
-                return Ok(Some(others));
+                return Ok(Some(contested));
             }
+            let from = new.iter().filter_map(|part| self.seen.missing(part)).map(|(first, _)| first).min().unwrap_or(0);
+            let mut own: HashMap<u128, bool> = claims.iter().map(|id| (*id, false)).collect();
+            let seen = &mut self.seen;
+            let each = |id| {
+                seen.insert(id);
+                // Once it is this gateway's claim; twice there is another.
+                if let Some(once) = own.get_mut(&id)
+                    && std::mem::replace(once, true)
+                {
+                    contested.push(id);
+                }
+            };
+            warehouse.each_identity(&new, from, deadline, each).await?;
+            // A part that was merged away before it was read was left out: all that are still there were read.
+            let Some(now) = self.parts(warehouse).await? else { return Ok(None) };
+            let names: HashSet<&str> = now.iter().map(|part| part.name.as_str()).collect();
+            if new.iter().all(|part| names.contains(part.name.as_str())) {
+                new.iter().for_each(|part| self.seen.read(part));
+                return Ok(Some(contested));
+            }
+            parts = now;
         }
         Ok(None)
+    }
+
+    /// Whether one block is all that is new, and hence that of the INSERT of `claims`: confirmed, it must be there.
+    fn is_only(&self, new: &[IdentityPart], claims: &[u128]) -> bool {
+        let [part] = new else { return false };
+        let is_whole_part = part.first_block == part.last_block;
+        !claims.is_empty()
+            && self.seen.missing(part).is_some_and(|(first, last)| first == last)
+            && (!is_whole_part || part.rows == claims.len() as u64)
+    }
+
+    /// The parts that there are. None: of another table.
+    async fn parts(&mut self, warehouse: &Warehouse) -> Result<Option<Vec<IdentityPart>>, Error> {
+        let (table, parts) = warehouse.identity_parts().await?;
+        match (&self.table, table) {
+            (Some(known), Some(table)) if known.is_same(&table) => {}
+            (None, None) => {}
+            (None, table) => self.table = table,
+            _ => return Ok(None),
+        }
+        Ok(Some(parts))
     }
 }

@@ -52,7 +52,21 @@ impl Seen {
 
     /// Whether a part has blocks that were not read.
     pub(super) fn misses(&self, part: &IdentityPart) -> bool {
-        self.blocks.range(..=part.first_block).next_back().is_none_or(|(_, last)| *last < part.last_block)
+        self.missing(part).is_some()
+    }
+
+    /// The first and the last block of a part that were not read.
+    pub(super) fn missing(&self, part: &IdentityPart) -> Option<(i64, i64)> {
+        let (mut first, mut last) = (part.first_block, part.last_block);
+        if let Some((_, &end)) = self.blocks.range(..=first).next_back() {
+            first = first.max(end.saturating_add(1));
+        }
+        if let Some((&begin, &end)) = self.blocks.range(..=last).next_back()
+            && end >= last
+        {
+            last = last.min(begin.saturating_sub(1));
+        }
+        (first <= last).then_some((first, last))
     }
 
     /// Notes that all of a part was read. ClickHouse never adds a block between two that were merged, so the part's
@@ -155,6 +169,10 @@ mod tests {
         seen.read(&part(3, 4));
         assert!(!seen.misses(&part(1, 1)) && !seen.misses(&part(3, 3)));
         assert!(seen.misses(&part(2, 2)) && seen.misses(&part(1, 4)) && seen.misses(&part(4, 5)));
+        assert_eq!(seen.missing(&part(1, 4)), Some((2, 2)));
+        assert_eq!(seen.missing(&part(0, 3)), Some((0, 2)));
+        assert_eq!(seen.missing(&part(3, 9)), Some((5, 9)));
+        assert_eq!(seen.missing(&part(0, 9)), Some((0, 9)));
         seen.read(&part(2, 2));
         assert!(!seen.misses(&part(1, 4)));
         assert_eq!(seen.blocks, BTreeMap::from([(1, 4)]));

@@ -36,16 +36,14 @@ impl<R: Registry> Service<R> {
         let (warehouse, namespace) = (self.warehouse.clone(), namespace.to_owned());
         let cancelled = to_the_end(async move {
             let cancelled = warehouse.note_to_cancel(target, &namespace, id).await?;
-            if cancelled > 0 {
-                let (created_at, reason) = (Timestamp::now(), request.reason);
-                let record = CancellationRecord { cancellation_id: id, reason, created_at, cancelled, reverted_at: None };
-                warehouse.write_cancellation(&namespace, &record).await?;
-                warehouse.write_tombstones(&namespace, id).await?;
-            }
+            let (created_at, reason) = (Timestamp::now(), request.reason);
+            let record = CancellationRecord { cancellation_id: id, reason, created_at, cancelled, reverted_at: None };
+            warehouse.write_cancellation(&namespace, &record).await?;
+            warehouse.write_tombstones(&namespace, id).await?;
             Ok(cancelled)
         })
         .await?;
-        Ok(Cancelled { cancellation_id: (cancelled > 0).then_some(id), cancelled, not_found, dry_run: false })
+        Ok(Cancelled { cancellation_id: Some(id), cancelled, not_found, dry_run: false })
     }
 
     pub(super) async fn revert(&self, namespace: &str, id: Uuid) -> Result<CancellationRecord, Error> {
@@ -68,9 +66,9 @@ impl<R: Registry> Service<R> {
             return Err(invalid("invalid_body", "events: name at least one"));
         }
         let ids: Vec<u128> = events.iter().map(|event| identity(namespace, &event.source, &event.id)).collect();
-        let stored = self.warehouse.stored_identities(&ids).await?;
-        let not_found = events.iter().zip(&ids).filter(|(_, id)| !stored.contains_key(id)).map(|(event, _)| event.clone()).collect();
-        Ok((select::cancel_by_ids(self.warehouse.database(), namespace, &stored.into_keys().collect::<Vec<_>>()), not_found))
+        let stored = self.warehouse.stored_among(&ids).await?;
+        let not_found = events.iter().zip(&ids).filter(|(_, id)| !stored.contains(id)).map(|(event, _)| event.clone()).collect();
+        Ok((select::cancel_by_ids(self.warehouse.database(), namespace, &stored.into_iter().collect::<Vec<_>>()), not_found))
     }
 }
 

@@ -22,7 +22,9 @@ impl<R: Registry> Service<R> {
         let mut judge = Judge::new(&self.catalog, &caller.namespace, self.known_customers_only, arrival_us);
         let judged: Vec<_> = items.into_iter().map(|Item { raw, parsed }| (raw, judge.judge(parsed))).collect();
         let (all_good, is_single) = (judged.iter().all(|(_, judged)| judged.is_ok()), judged.len() == 1);
-        let mut submission = Submission::default();
+        let mut submission = Submission { atomic, ..Submission::default() };
+        // Of each row of the submission: its place in the request, and how it came.
+        let mut origins = Vec::new();
         let mut answer = Ingested::default();
 
         for (index, (raw, judged)) in judged.into_iter().enumerate() {
@@ -30,8 +32,8 @@ impl<R: Registry> Service<R> {
                 Err(refusal) => refusal,
                 Ok(_) if atomic && !all_good => continue,
                 Ok(Judged::Row(row)) => {
+                    origins.push((index, raw));
                     submission.rows.push(row);
-                    answer.accepted += 1;
                     continue;
                 }
                 Ok(_) if atomic && !is_single => {
@@ -42,8 +44,8 @@ impl<R: Registry> Service<R> {
                 }
                 Ok(command) => match self.carry_out(caller, command).await {
                     Ok(row) => {
+                        origins.push((index, raw));
                         submission.rows.push(row);
-                        answer.accepted += 1;
                         continue;
                     }
                     // The whole request comes again; what was done stays done.
@@ -55,10 +57,24 @@ impl<R: Registry> Service<R> {
             if !atomic {
                 submission.rejects.push(reject(&caller.namespace, arrival_us, &raw, &refusal));
             }
-            let Refusal { code, source, id, message } = refusal;
-            answer.rejected.push(Rejection { index, source, id, code, message });
+            answer.rejected.push(rejection(index, refusal));
         }
-        self.committer.commit(submission).await?;
+        let named: Vec<_> = submission.rows.iter().map(|row| (row.event.source.clone(), row.event.id.clone())).collect();
+        let refused = self.committer.commit(submission).await?;
+        answer.accepted = if atomic && !refused.is_empty() { 0 } else { origins.len() - refused.len() };
+        if !refused.is_empty() {
+            let mut kept = Submission::default();
+            for at in refused {
+                let ((source, id), (index, raw)) = (named[at].clone(), &origins[at]);
+                let refusal = taken(source, id);
+                if !atomic {
+                    kept.rejects.push(reject(&caller.namespace, arrival_us, raw, &refusal));
+                }
+                answer.rejected.push(rejection(*index, refusal));
+            }
+            answer.rejected.sort_by_key(|rejection| rejection.index);
+            self.committer.commit(kept).await?;
+        }
         if answer.accepted == 0 && !answer.rejected.is_empty() { Err(Error::AllRejected(answer)) } else { Ok(answer) }
     }
 
@@ -98,6 +114,17 @@ impl<R: Registry> Service<R> {
             }),
         }
     }
+}
+
+/// Why an event is refused whose identity another one claimed that is not stored.
+pub(super) fn taken(source: String, id: String) -> Refusal {
+    let message = "an event with this source and id came before with another type and could not be stored: send that one again, \
+                   or this one with an id of its own";
+    Refusal { code: RejectCode::InvalidEvent, source: Some(source), id: Some(id), message: message.to_owned() }
+}
+
+fn rejection(index: usize, Refusal { code, source, id, message }: Refusal) -> Rejection {
+    Rejection { index, source, id, code, message }
 }
 
 fn reject(namespace: &str, received_us: i64, raw: &Bytes, refusal: &Refusal) -> Reject {

@@ -9,9 +9,10 @@ use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
+use super::ingest::taken;
 use super::{Service, invalid, page_size};
 use crate::api::Customer;
-use crate::event::{Form, Item, Leaves, parse};
+use crate::event::{Form, Item, Leaves, Refusal, parse};
 use crate::ingest::{Judge, Judged, Reject, Submission};
 use crate::limits;
 use crate::metering::{
@@ -65,26 +66,36 @@ impl<R: Registry> Records for Service<R> {
             let kept = self.warehouse.rejects(&caller.namespace, after, &only, REPLAY).await?;
             let more = kept.len() == REPLAY;
             after = kept.last().map(|last| (last.received_us, last.id()));
-            let (mut rows, mut done) = (Submission::default(), Submission::default());
+            let (mut rows, mut replayed, mut done) = (Submission::default(), Vec::new(), Submission::default());
+            let mut refuse = |index, source: String, id: String, code, message| {
+                if answer.rejected.len() < REPLAY_REJECTIONS {
+                    let named = |text: String| Some(text).filter(|text| !text.is_empty());
+                    answer.rejected.push(Rejection { index, source: named(source), id: named(id), code, message });
+                }
+            };
             for record in kept {
                 // An event without a time came when it came, not now.
                 let mut judge = Judge::new(&self.catalog, &caller.namespace, self.known_customers_only, record.received_us);
                 match again(&record, &mut judge) {
                     Ok(row) => {
                         rows.rows.push(row);
-                        done.rejects.push(taken_back(&caller.namespace, record));
-                        answer.accepted += 1;
+                        replayed.push((index, record));
                     }
-                    Err((code, message)) if answer.rejected.len() < REPLAY_REJECTIONS => {
-                        let named = |text: String| Some(text).filter(|text| !text.is_empty());
-                        answer.rejected.push(Rejection { index, source: named(record.source), id: named(record.event_id), code, message });
-                    }
-                    Err(_) => {}
+                    Err((code, message)) => refuse(index, record.source, record.event_id, code, message),
                 }
                 index += 1;
             }
             // Rejects go only when their events are confirmed.
-            self.committer.commit(rows).await?;
+            let refused = self.committer.commit(rows).await?;
+            for (at, (index, record)) in replayed.into_iter().enumerate() {
+                if refused.contains(&at) {
+                    let Refusal { code, source, id, message } = taken(record.source, record.event_id);
+                    refuse(index, source.unwrap_or_default(), id.unwrap_or_default(), code, message);
+                } else {
+                    done.rejects.push(taken_back(&caller.namespace, record));
+                }
+            }
+            answer.accepted += done.rejects.len();
             self.committer.commit(done).await?;
             if !more {
                 return Ok(answer);

@@ -1,7 +1,7 @@
-//! Where identities stand.
+//! Which key each identity has.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use clickhouse::Row;
@@ -10,7 +10,7 @@ use serde::Deserialize;
 use super::select::is_one_of;
 use super::{Error, Query, Warehouse};
 
-/// The key under which an identity was stored first.
+/// The key that an identity has.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct StoredKey {
     /// ms since 1970.
@@ -21,47 +21,13 @@ pub struct StoredKey {
     pub event_type: String,
 }
 
-impl StoredKey {
-    /// Whether a row stands, or would, under this key.
-    pub fn is_of(&self, row: &super::row::Row) -> bool {
-        (self.time_ms, &self.subject, &self.event_type) == (row.time_ms, &row.event.subject, &row.event.event_type)
-    }
-}
-
-/// All keys of one identity: one, but for those that two gateways stored at the same moment.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StoredKeys {
-    least: StoredKey,
-    others: Vec<StoredKey>,
-}
-
-impl StoredKeys {
-    /// The one that counts.
-    pub const fn least(&self) -> &StoredKey {
-        &self.least
-    }
-
-    /// Those that don't.
-    pub fn others(&self) -> impl Iterator<Item = &StoredKey> {
-        self.others.iter()
-    }
-
-    fn add(&mut self, mut key: StoredKey) {
-        if key < self.least {
-            std::mem::swap(&mut key, &mut self.least);
-        }
-        if key != self.least && !self.others.contains(&key) {
-            self.others.push(key);
-        }
-    }
-}
-
 #[derive(Row, Deserialize)]
-struct Stored {
+struct Claimed {
     id: u128,
     event_type: String,
     subject: String,
     time_ms: i64,
+    block: u64,
 }
 
 /// Which table of which ClickHouse identities are in.
@@ -69,14 +35,14 @@ struct Stored {
 pub struct IdentityTable {
     server: String,
     started_s: i64,
-    uuid: String,
+    folder: String,
 }
 
 impl IdentityTable {
     /// Whether parts of the one are parts of the other: not after ClickHouse was started anew, maybe with another disk.
     pub fn is_same(&self, other: &Self) -> bool {
         // Both times of which the start is computed are whole seconds.
-        (&self.server, &self.uuid) == (&other.server, &other.uuid) && self.started_s.abs_diff(other.started_s) <= 2
+        (&self.server, &self.folder) == (&other.server, &other.folder) && self.started_s.abs_diff(other.started_s) <= 2
     }
 }
 
@@ -94,21 +60,21 @@ pub struct IdentityPart {
 }
 
 #[derive(Row, Deserialize)]
-struct Parts {
+struct Part {
     server: String,
     started_s: i64,
-    uuid: String,
-    parts: Vec<(String, u64, i64, i64)>,
+    path: String,
+    name: String,
+    rows: u64,
+    first_block: i64,
+    last_block: i64,
 }
-
-/// Columns of [`Stored`].
-const STORED: &str = "id, toString(type) AS event_type, subject, toUnixTimestamp64Milli(time) AS time_ms";
 
 /// Identities of one parameter: 39 digits and a comma each stay below [`super::client::PARAM_BYTES`].
 pub(super) const CHUNK: usize = 3_000;
 
 impl Warehouse {
-    /// Whether an event of an identity and a type is stored, and not only its place.
+    /// Whether an event of an identity and a type is stored, and not only claimed.
     ///
     /// # Errors
     /// See [`Error`].
@@ -122,69 +88,93 @@ impl Warehouse {
         self.query(&sql).bind("id", id).bind("type", event_type).one::<bool>().await
     }
 
-    /// The table of identities and its parts. None when it is not one whose parts are of one ClickHouse.
+    /// Which of identities have an event that is stored, and not only claimed.
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn identity_parts(&self) -> Result<Option<(IdentityTable, Vec<IdentityPart>)>, Error> {
-        let sql = "SELECT hostName() AS server, toInt64(toUnixTimestamp(now())) - toInt64(uptime()) AS started_s, toString(uuid) AS uuid, \
-                   (SELECT groupArray((name, rows, min_block_number, max_block_number)) FROM system.parts \
-                   WHERE database = {database:String} AND table = 'identities' AND active) AS parts \
-                   FROM system.tables WHERE database = {database:String} AND name = 'identities' AND endsWith(engine, 'MergeTree')";
-        let found: Vec<Parts> = self.query(sql).bind("database", self.database()).rows().await?;
-        Ok(found.into_iter().next().map(|Parts { server, started_s, uuid, parts }| {
-            let parts = parts.into_iter().map(|(name, rows, first_block, last_block)| IdentityPart { name, rows, first_block, last_block });
-            (IdentityTable { server, started_s, uuid }, parts.collect())
-        }))
+    pub async fn stored_among(&self, ids: &[u128]) -> Result<HashSet<u128>, Error> {
+        let (is_one_of, params) = is_one_of(ids);
+        let sql = format!(
+            "SELECT DISTINCT id FROM {} WHERE (namespace, type, subject, time, id) IN \
+             (SELECT namespace, type, subject, time, id FROM {} WHERE {is_one_of})",
+            self.table("events"),
+            self.table("identities")
+        );
+        Ok(self.query(&sql).bind_all(params).rows::<u128>().await?.into_iter().collect())
     }
 
-    /// Reads the identities in parts. Parts that are gone by now are left out.
+    /// Whether all INSERTs into the table of identities go to one server, whose parts tell what is claimed.
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn each_identity(&self, parts: &[IdentityPart], deadline: Duration, each: impl FnMut(u128)) -> Result<(), Error> {
-        self.of_parts("id", parts, deadline).each(each).await
+    pub async fn identities_have_one_server(&self) -> Result<bool, Error> {
+        let sql =
+            "SELECT count() > 0 FROM system.tables WHERE database = {database:String} AND name = 'identities' AND engine = 'MergeTree'";
+        self.query(sql).bind("database", self.database()).one::<bool>().await
     }
 
-    /// Reads identities and their keys in parts. Parts that are gone by now are left out.
+    /// The parts of the table of identities. No table when it has none.
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn each_identity_key(
+    pub async fn identity_parts(&self) -> Result<(Option<IdentityTable>, Vec<IdentityPart>), Error> {
+        let sql = "SELECT hostName() AS server, toInt64(toUnixTimestamp(now())) - toInt64(uptime()) AS started_s, path, name, rows, \
+                   min_block_number AS first_block, max_block_number AS last_block FROM system.parts \
+                   WHERE database = {database:String} AND table = 'identities' AND active";
+        let mut found: Vec<Part> = self.query(sql).bind("database", self.database()).rows().await?;
+        let table = found.first_mut().map(|Part { server, started_s, path, name, .. }| {
+            // …/store/abc/TABLE_UUID/PART/
+            let folder = path.trim_end_matches('/').trim_end_matches(name.as_str()).to_owned();
+            IdentityTable { server: std::mem::take(server), started_s: *started_s, folder }
+        });
+        let part = |Part { name, rows, first_block, last_block, .. }| IdentityPart { name, rows, first_block, last_block };
+        Ok((table, found.into_iter().map(part).collect()))
+    }
+
+    /// Reads the identities in parts from a block on. Parts that are gone by now are left out.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn each_identity(
         &self,
         parts: &[IdentityPart],
+        from_block: i64,
         deadline: Duration,
-        mut each: impl FnMut(u128, StoredKey),
+        each: impl FnMut(u128),
     ) -> Result<(), Error> {
-        let stored = |Stored { id, event_type, subject, time_ms }| each(id, StoredKey { time_ms, subject, event_type });
-        self.of_parts(STORED, parts, deadline).each(stored).await
-    }
-
-    fn of_parts(&self, columns: &str, parts: &[IdentityPart], deadline: Duration) -> Query<'_> {
         let names: Vec<&str> = parts.iter().map(|part| part.name.as_str()).collect();
-        let sql = format!("SELECT {columns} FROM {} WHERE _part IN {{parts:Array(String)}}", self.table("identities"));
-        self.query(&sql).bind("parts", names).within(deadline)
+        let sql = format!(
+            "SELECT id FROM {} WHERE _part IN {{parts:Array(String)}} AND _block_number >= {{from:UInt64}}",
+            self.table("identities")
+        );
+        let query: Query<'_> = self.query(&sql).bind("parts", names).bind("from", from_block.max(0).unsigned_abs());
+        query.within(deadline).each(each).await
     }
 
-    /// The stored ones among identities.
+    /// The keys of the claimed ones among identities: of each the one that was claimed first.
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn stored_identities(&self, ids: &[u128]) -> Result<HashMap<u128, StoredKeys>, Error> {
-        let mut found: HashMap<u128, StoredKeys> = HashMap::new();
+    pub async fn claimed_keys(&self, ids: &[u128]) -> Result<HashMap<u128, StoredKey>, Error> {
         if ids.is_empty() {
-            return Ok(found);
+            return Ok(HashMap::new());
         }
         // One statement for all: each reads much of the table, however few identities it is about.
         let (is_one_of, params) = is_one_of(ids);
-        let sql = format!("SELECT {STORED} FROM {} WHERE {is_one_of}", self.table("identities"));
-        for Stored { id, event_type, subject, time_ms } in self.query(&sql).bind_all(params).rows::<Stored>().await? {
-            let key = StoredKey { time_ms, subject, event_type };
-            match found.entry(id) {
-                Entry::Occupied(mut keys) => keys.get_mut().add(key),
-                Entry::Vacant(none) => drop(none.insert(StoredKeys { least: key, others: Vec::new() })),
+        let sql = format!(
+            "SELECT id, type AS event_type, subject, toUnixTimestamp64Milli(time) AS time_ms, _block_number AS block FROM {} WHERE {is_one_of}",
+            self.table("identities")
+        );
+        let mut first: HashMap<u128, (u64, StoredKey)> = HashMap::new();
+        for Claimed { id, event_type, subject, time_ms, block } in self.query(&sql).bind_all(params).rows::<Claimed>().await? {
+            let claimed = (block, StoredKey { time_ms, subject, event_type });
+            match first.entry(id) {
+                // Two of one block there are only in a table that was copied: which is taken is all the same, if always.
+                Entry::Occupied(mut known) if claimed < *known.get() => drop(known.insert(claimed)),
+                Entry::Occupied(_) => {}
+                Entry::Vacant(none) => drop(none.insert(claimed)),
             }
         }
-        Ok(found)
+        Ok(first.into_iter().map(|(id, (_, key))| (id, key)).collect())
     }
 }

@@ -13,6 +13,6 @@ pub mod sql;
 mod tables;
 
 pub use client::{Error, Query, Warehouse, WarehouseOptions};
-pub use identities::{IdentityPart, IdentityTable, StoredKey, StoredKeys};
+pub use identities::{IdentityPart, IdentityTable, StoredKey};
 pub use listings::{EventRecord, RejectRecord};
 pub use tables::{BACKFILL, insert_name};

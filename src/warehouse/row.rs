@@ -2,6 +2,7 @@
 
 use uuid::Uuid;
 
+use super::StoredKey;
 use super::schema::Landing;
 use crate::event::{Event, put_bytes};
 
@@ -10,9 +11,6 @@ use crate::event::{Event, put_bytes};
 /// Rows of ingest lie below this mark, and the earlier an event arrived the greater its version: of two sendings the
 /// first counts. Cancellations and reverts lie above it, and the later one counts.
 pub const VERSION_MARK: u64 = 1 << 62;
-/// Cancellation of a row that stands under a second key of its identity: not in any list, and never reverted.
-pub const SUPERSEDED: Uuid = Uuid::max();
-
 /// Rows that repeat an event known to be stored lie below this mark, and fall with time as arrivals do: they fill a gap,
 /// the first of them for good, and never win over a row that is there.
 const REPEAT_MARK: u64 = 1 << 61;
@@ -50,14 +48,27 @@ impl Row {
         VERSION_MARK - received_us.unsigned_abs()
     }
 
-    /// Marks the row as a repeat of an event that is stored.
-    pub const fn repeat(&mut self) {
+    /// Gives the row the key that its identity has, so that it collapses with the rows of its other sendings.
+    pub fn adopt(&mut self, key: &StoredKey) {
+        debug_assert_eq!(self.event.event_type, key.event_type, "of another type it would be another event to other meters");
+        self.time_ms = key.time_ms;
+        self.event.subject.clone_from(&key.subject);
+    }
+
+    /// Makes the row a repeat of the event that was the first to claim its identity.
+    pub fn repeat(&mut self, key: &StoredKey) {
+        self.adopt(key);
         self.version = REPEAT_MARK - self.received_us.unsigned_abs();
     }
 
-    /// Whether it repeats an event that is stored.
-    pub const fn is_repeat(&self) -> bool {
-        self.version < REPEAT_MARK
+    /// The key that it has.
+    pub fn key(&self) -> StoredKey {
+        StoredKey { time_ms: self.time_ms, subject: self.event.subject.clone(), event_type: self.event.event_type.clone() }
+    }
+
+    /// Whether it has a key.
+    pub fn has_key(&self, key: &StoredKey) -> bool {
+        (self.time_ms, &self.event.subject, &self.event.event_type) == (key.time_ms, &key.subject, &key.event_type)
     }
 
     /// Bytes that [`encode`](Self::encode) adds, about; also what the row weighs in the queue.
@@ -82,7 +93,12 @@ impl Row {
         put_uuid(out, self.cancellation);
     }
 
-    /// Appends where the event goes in the order of [`IDENTITY_COLUMNS`].
+    /// Bytes that [`encode_identity`](Self::encode_identity) adds, about.
+    pub const fn encoded_identity_len(&self) -> usize {
+        self.namespace.len() + self.event.event_type.len() + self.event.subject.len() + 32
+    }
+
+    /// Appends the claim of its identity in the order of [`IDENTITY_COLUMNS`].
     pub fn encode_identity(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.identity.to_le_bytes());
         put_bytes(out, self.namespace.as_bytes());

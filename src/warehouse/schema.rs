@@ -1,8 +1,8 @@
 //! Tables and views as DDL text. Pure.
 //!
 //! ```text
-//!                              ┌─► events       every event, (namespace, type, subject, time, id)
-//! INSERT ─► landing_NNNN ──────┼─► identities   where an identity stands, by id
+//! INSERT ─► identities             which key an identity has, by id: claimed before the event is written
+//! INSERT ─► landing_NNNN ──────┬─► events       every event, (namespace, type, subject, time, id)
 //!           (Null: keeps       └─► meter_UID_…  per Meter: typed value, group columns, (subject, time, id)
 //!            nothing itself)
 //! ```
@@ -15,9 +15,9 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::row::{COLUMNS, IDENTITY_COLUMNS};
+use super::row::COLUMNS;
 use super::sql::{identifier, literal};
-use crate::event::JsonPath;
+use crate::event::{JsonPath, plain_key};
 use crate::meter::{DecimalAggregation, Definition, Measure};
 
 /// How many landing tables there can be. With as many Meters on other event types an INSERT meets one or two views that
@@ -43,18 +43,19 @@ impl fmt::Display for Landing {
     }
 }
 
-/// Columns of an event, as `events` and the landing tables have them.
+/// Columns of an event, as `events` and the landing tables have them. Plain strings: dictionaries (`LowCardinality`) would
+/// double the cost of an INSERT and of a merge, and compressed they save nothing here.
 const EVENT_COLUMNS: &str = "\
-    namespace LowCardinality(String), \
-    type LowCardinality(String), \
+    namespace String, \
+    type String, \
     subject String, \
     time DateTime64(3, 'UTC'), \
     id UInt128, \
-    source LowCardinality(String), \
+    source String, \
     event_id String, \
-    received DateTime64(6, 'UTC') CODEC(Delta, ZSTD), \
-    data Map(LowCardinality(String), String) CODEC(ZSTD), \
-    version UInt64 CODEC(Delta, ZSTD), \
+    received DateTime64(6, 'UTC'), \
+    data Map(String, String), \
+    version UInt64, \
     cancellation UUID";
 
 /// What ClickHouse confirms is on the disk, not only with the operating system: an acknowledged event outlives a power
@@ -75,11 +76,12 @@ pub fn bootstrap(database: &str) -> Vec<String> {
             "CREATE TABLE IF NOT EXISTS {db}.events ({EVENT_COLUMNS}) ENGINE = ReplacingMergeTree(version) \
              PARTITION BY toYYYYMM(time) ORDER BY (namespace, type, subject, time, id) SETTINGS {DURABLE}, {MERGED_WHEN_QUIET}"
         ),
-        // Two keys of one id can only come from two gateways at the same moment; both are kept, for an audit to see.
+        // Claims are never changed. Of several of one id, from gateways at the same moment, the first block's counts: block
+        // numbers are given in the order in which INSERTs become visible, and kept through merges.
         format!(
-            "CREATE TABLE IF NOT EXISTS {db}.identities (id UInt128, namespace LowCardinality(String), type LowCardinality(String), \
-             subject String, time DateTime64(3, 'UTC')) ENGINE = ReplacingMergeTree ORDER BY (id, namespace, type, subject, time) \
-             SETTINGS index_granularity = 512, {DURABLE}"
+            "CREATE TABLE IF NOT EXISTS {db}.identities (id UInt128, namespace String, type String, subject String, \
+             time DateTime64(3, 'UTC')) ENGINE = MergeTree ORDER BY id \
+             SETTINGS index_granularity = 512, enable_block_number_column = 1, {DURABLE}"
         ),
         format!(
             "CREATE TABLE IF NOT EXISTS {db}.subjects (namespace LowCardinality(String), subject String, customer String, uid UUID, \
@@ -105,20 +107,16 @@ pub fn bootstrap(database: &str) -> Vec<String> {
     ]
 }
 
-/// Statements that make a landing table with its two standing views. Each may run again.
+/// Statements that make a landing table with its standing view. Each may run again.
 ///
-/// Whoever inserts into a landing table runs them first: a table without its views would swallow events.
+/// Whoever inserts into a landing table runs them first: a table without its view would swallow events.
 pub fn create_landing(database: &str, landing: &str) -> Vec<String> {
     let db = identifier(database);
     let table = identifier(landing);
-    let (events, identities) = (identifier(&format!("{landing}_events")), identifier(&format!("{landing}_identities")));
+    let events = identifier(&format!("{landing}_events"));
     vec![
         format!("CREATE TABLE IF NOT EXISTS {db}.{table} ({EVENT_COLUMNS}) ENGINE = Null"),
         format!("CREATE MATERIALIZED VIEW IF NOT EXISTS {db}.{events} TO {db}.events AS SELECT {COLUMNS} FROM {db}.{table}"),
-        format!(
-            "CREATE MATERIALIZED VIEW IF NOT EXISTS {db}.{identities} TO {db}.identities AS \
-             SELECT {IDENTITY_COLUMNS} FROM {db}.{table}"
-        ),
     ]
 }
 
@@ -155,8 +153,8 @@ pub enum TableState {
 /// A meter table's columns, and how each is read from an event.
 pub struct Layout {
     columns: Vec<(String, &'static str, String)>,
-    /// What the columns' expressions read besides an event's own columns: each step names what the next ones read.
-    steps: Vec<String>,
+    /// What the value's expression reads as `text`.
+    text: Option<String>,
     namespace: String,
     event_type: String,
     /// Days that rows stay. A longer time needs rows that are gone, so it is another table, like any other edit.
@@ -174,41 +172,22 @@ fn scalar_text(path: &JsonPath) -> String {
     format!("substring({value}, 1 + startsWith({value}, '\"'))")
 }
 
-/// Steps to the text of a value and, should it have an exponent, to its parts.
-///
-/// Each step is a subquery that names what the next ones read. ClickHouse analyses a view anew for every INSERT, name by
-/// name: as one expression, in which every name stands written out, that takes three times as long as all other work on
-/// a small INSERT together.
-fn decimal_steps(path: &JsonPath) -> Vec<String> {
-    vec![
-        format!("{} AS text", scalar_text(path)),
-        "replaceOne(extract(text, '^-?([0-9.]+)'), '.', '') AS digits".to_owned(),
-        "extract(digits, '^0*([0-9]*?)0*$') AS significant, \
-         toInt32OrZero(replaceOne(extract(text, '[eE]([+-]?[0-9]+)$'), '+', '')) - toInt32(length(extract(text, '\\\\.([0-9]+)'))) \
-         + toInt32(length(extract(digits, '(0*)$'))) AS power"
-            .to_owned(),
-        "toUInt32(greatest(-power, 0)) AS decimals, concat(significant, repeat('0', toUInt32(greatest(power, 0)))) AS whole".to_owned(),
-        "leftPad(whole, greatest(length(whole), decimals + 1), '0') AS padded".to_owned(),
-    ]
+/// A number's text: for one that was sent with an exponent the plain text that the gateway wrote beside it.
+fn number_text(path: &JsonPath) -> String {
+    let plain = format!("data[{}]", literal(&plain_key(path.key())));
+    format!("if({plain} != '', {plain}, {})", scalar_text(path))
 }
 
 /// A decimal, or NULL where the text is none or can't be kept exactly: SQL's side of [`crate::event::Decimal`].
 ///
-/// `toDecimal128OrNull` cuts decimals after the twelfth, so a text without an exponent must have no more that count. One
-/// with an exponent it reads only up to some digits and zeros, so such a text is written anew without: it is D × 10^k for
-/// its digits D without zeros at either end.
-const DECIMAL: &str = "multiIf(length(text) > 128, NULL, \
-     match(text, '^-?[0-9]+(\\\\.[0-9]{1,12}0*)?$'), toDecimal128OrNull(text, 12), \
-     NOT match(text, '^-?[0-9]+(\\\\.[0-9]+)?[eE][+-]?[0-9]{1,3}$'), NULL, \
-     match(text, '^-?[0.]+[eE]'), toDecimal128OrNull('0', 12), \
-     power < -12 OR toInt32(length(significant)) + power > 26, NULL, \
-     toDecimal128OrNull(concat(if(startsWith(text, '-'), '-', ''), substring(padded, 1, length(padded) - decimals), '.', \
-     substring(padded, length(padded) - decimals + 1), '0'), 12))";
+/// `toDecimal128OrNull` cuts decimals after the twelfth, so a text must have no more that count. ClickHouse analyses a view
+/// anew for every INSERT, so the less it says the less a small INSERT costs.
+const DECIMAL: &str = "if(length(text) <= 128 AND match(text, '^-?[0-9]+(\\\\.[0-9]{1,12}0*)?$'), toDecimal128OrNull(text, 12), NULL)";
 
 impl Layout {
     /// The table that a definition needs. Definitions that differ only in how they read one table have the same layout.
     pub fn of(namespace: &str, definition: &Definition) -> Self {
-        let mut steps = Vec::new();
+        let mut text = None;
         let mut columns = vec![
             ("subject".to_owned(), "String", "subject".to_owned()),
             ("time".to_owned(), "DateTime64(3, 'UTC')", "time".to_owned()),
@@ -221,7 +200,7 @@ impl Layout {
                 columns.push(("value".to_owned(), "Nullable(String)", format!("if({present}, {}, NULL)", scalar_text(path))));
             }
             Measure::Decimal(aggregation, path) => {
-                steps = decimal_steps(path);
+                text = Some(number_text(path));
                 columns.push(("value".to_owned(), "Nullable(Decimal(38, 12))", DECIMAL.to_owned()));
                 if *aggregation == DecimalAggregation::Latest {
                     columns.push(("source".to_owned(), "LowCardinality(String)", "source".to_owned()));
@@ -236,7 +215,7 @@ impl Layout {
         columns.push(("is_deleted".to_owned(), "UInt8", "cancellation != toUUID('00000000-0000-0000-0000-000000000000')".to_owned()));
         Self {
             columns,
-            steps,
+            text,
             namespace: namespace.to_owned(),
             event_type: definition.event_type.clone(),
             retention_days: definition.retention_days,
@@ -249,7 +228,7 @@ impl Layout {
         for (name, kind, expression) in &self.columns {
             text.push_str(&format!("\0{name}\0{kind}\0{expression}"));
         }
-        self.steps.iter().for_each(|step| text.push_str(&format!("\0{step}")));
+        self.text.iter().for_each(|number| text.push_str(&format!("\0{number}")));
         format!("meter_{}_{:016x}", uid.replace('-', ""), xxhash_rust::xxh3::xxh3_64(text.as_bytes()))
     }
 
@@ -291,16 +270,16 @@ impl Layout {
 
     /// The one reading of events that view and backfill share.
     fn select(&self, database: &str, from: &str, and: &str) -> String {
-        let events = format!(
-            "(SELECT {COLUMNS} FROM {}.{} WHERE namespace = {} AND type = {}{and})",
+        let text = self.text.as_ref().map(|text| format!(", {text} AS text")).unwrap_or_default();
+        let columns = self.columns.iter().map(|(name, _, expression)| format!("{expression} AS {}", identifier(name)));
+        format!(
+            "SELECT {} FROM (SELECT {COLUMNS}{text} FROM {}.{} WHERE namespace = {} AND type = {}{and})",
+            columns.collect::<Vec<_>>().join(", "),
             identifier(database),
             identifier(from),
             literal(&self.namespace),
             literal(&self.event_type)
-        );
-        let source = self.steps.iter().fold(events, |source, step| format!("(SELECT *, {step} FROM {source})"));
-        let columns = self.columns.iter().map(|(name, _, expression)| format!("{expression} AS {}", identifier(name)));
-        format!("SELECT {} FROM {source}", columns.collect::<Vec<_>>().join(", "))
+        )
     }
 }
 

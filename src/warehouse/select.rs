@@ -283,9 +283,7 @@ pub struct EventCursor {
 /// Stored events with their state, in the order of their keys.
 pub fn events(database: &str, namespace: &str, filter: &EventFilter, after: Option<EventCursor>, limit: usize) -> Statement {
     let mut params = vec![Param { name: "namespace".to_owned(), value: Value::Text(namespace.to_owned()) }];
-    // The nil cancellation's opposite marks second keys of one event: no events of their own.
-    let mut conditions =
-        vec!["namespace = {namespace:String}".to_owned(), "cancellation != toUUID('ffffffff-ffff-ffff-ffff-ffffffffffff')".to_owned()];
+    let mut conditions = vec!["namespace = {namespace:String}".to_owned()];
     let mut add = |condition: &str, values: Vec<(&str, Value)>| {
         conditions.push(condition.to_owned());
         params.extend(values.into_iter().map(|(name, value)| Param { name: name.to_owned(), value }));

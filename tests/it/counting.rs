@@ -125,7 +125,8 @@ async fn cancelled_events_stay_cancelled_until_the_revert() {
     assert_eq!((one.cancelled, one.not_found.len()), (1, 1));
     assert_eq!(lab.number("sum").await, "6");
     let twice = lab.service.cancel_usage_events(&caller, cancel(named(&["a"]))).await.unwrap();
-    assert_eq!((twice.cancelled, twice.cancellation_id), (0, None));
+    assert_eq!(twice.cancelled, 0);
+    assert!(twice.cancellation_id.is_some());
 
     lab.post(&events).await.unwrap();
     assert_eq!(lab.number("sum").await, "6", "a cancelled event that comes again stays cancelled");
@@ -153,7 +154,7 @@ async fn cancelled_events_stay_cancelled_until_the_revert() {
     assert_eq!(lab.number("sum").await, "2");
 
     let listed = lab.service.list_cancellations(&caller, Default::default()).await.unwrap().items;
-    assert_eq!(listed.len(), 3, "those that hit nothing are none");
+    assert_eq!(listed.iter().rev().map(|c| c.cancelled).collect::<Vec<_>>(), [1, 0, 1, 1]);
     assert_eq!(listed.iter().filter(|c| c.reverted_at.is_some()).map(|c| c.cancellation_id).collect::<Vec<_>>(), [id]);
     let events = lab.service.list_events(&caller, Default::default(), Default::default()).await.unwrap().items;
     let states: Vec<_> = events.iter().map(|e| (e.id.as_str(), e.cancellation_id.is_some(), e.meters.len())).collect();
@@ -227,6 +228,14 @@ async fn two_gateways_that_get_one_identity_with_different_times_count_it_once()
         .await
         .unwrap();
     assert!(raced > 0, "no race happened: the test showed nothing");
+    let events = lab.warehouse.table("events");
+    let apart: u64 = lab
+        .warehouse
+        .query(&format!("SELECT count() FROM (SELECT id FROM {events} GROUP BY id HAVING uniqExact(subject, time) > 1)"))
+        .one()
+        .await
+        .unwrap();
+    assert_eq!(apart, 0, "an identity has rows under two keys");
     assert_eq!(
         lab.service
             .list_events(&Lab::caller(), Default::default(), kubemeter::metering::Page { limit: Some(1000), token: None })

@@ -42,7 +42,7 @@ async fn store(lab: &Lab, data: Vec<Leaves>) -> Vec<u128> {
     }
     let ids = rows.iter().map(|row| row.identity).collect();
     let committer = Committer::start(lab.warehouse.clone(), Arc::new(Metrics::new().unwrap()));
-    committer.commit(Submission { rows, rejects: vec![] }).await.unwrap();
+    committer.commit(Submission { rows, ..Submission::default() }).await.unwrap();
     ids
 }
 

@@ -1,0 +1,36 @@
+//! One identity, one key: claimed in ClickHouse before an event is written.
+//!
+//! A key is what rows of one event collapse by: type, subject and time. Whoever has an identity that nobody has claimed
+//! claims it for its own key, and then looks who else did. ClickHouse numbers INSERTs in the order in which they become
+//! visible, so everybody who looks after its own claim sees every earlier one, and the first claim is the same to all: its
+//! key is the identity's, for ever. Only then is the event written, under that key. So whatever is cut off where, and
+//! however many gateways write at once, no identity ever has rows under two keys.
+
+use std::collections::HashMap;
+
+use bytes::Bytes;
+
+use super::commit::{INSERT, retried};
+use super::look::{Keys, Lookup};
+use crate::warehouse::row::{IDENTITY_COLUMNS, Row};
+use crate::warehouse::{Error, Warehouse};
+
+/// Claims what is new among rows of different identities, and tells the keys of all identities that others claimed first,
+/// or earlier sendings of the same.
+pub(super) async fn claim(warehouse: &Warehouse, lookup: &mut Lookup, rows: &[&Row]) -> Result<Keys, Error> {
+    let mut keys = lookup.before(rows.iter().map(|row| row.identity)).await?;
+    let new: Vec<&Row> = rows.iter().copied().filter(|row| !keys.contains_key(&row.identity)).collect();
+    if new.is_empty() {
+        return Ok(keys);
+    }
+    let mut claims = Vec::with_capacity(new.iter().map(|row| row.encoded_identity_len()).sum());
+    new.iter().for_each(|row| row.encode_identity(&mut claims));
+    let claims = Bytes::from(claims);
+    // Claimed twice by a retry, it is claimed once for the same key.
+    retried(warehouse, || warehouse.insert("identities", IDENTITY_COLUMNS, claims.clone(), "kubemeter-identities", INSERT)).await?;
+    let ids: Vec<u128> = new.iter().map(|row| row.identity).collect();
+    let contested = lookup.after(&ids).await?;
+    let own: HashMap<u128, &Row> = new.iter().map(|row| (row.identity, *row)).collect();
+    keys.extend(contested.into_iter().filter(|(id, key)| own.get(id).is_none_or(|row| !row.has_key(key))));
+    Ok(keys)
+}
