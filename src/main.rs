@@ -6,6 +6,10 @@ use clap::Parser;
 use kubemeter::command::{self, Cli, Command, LogFormat};
 use kubemeter::telemetry;
 
+/// The image's libc has an allocator that is slow under threads, and ingest allocates for every event.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     match run(cli) {

@@ -13,6 +13,9 @@ use super::{Error, FolderLock, START, config, library::Library};
 /// ClickHouse measures its own stack and wants as much as a main thread has; only what is touched is ever used.
 const STACK: usize = 64 * 1_024 * 1_024;
 
+/// How often it is made sure that the engine still works.
+const ALIVE: std::time::Duration = std::time::Duration::from_secs(2);
+
 /// Serves ClickHouse's HTTP interface until `stop`. Prints `listening on http://ADDRESS` when it answers.
 ///
 /// # Errors
@@ -40,7 +43,7 @@ pub async fn serve(library: &Path, folder: &Path, listen: SocketAddr, stop: Canc
     let work = async {
         answers(listen, &folder).await?;
         println!("listening on http://{listen}");
-        std::future::pending().await
+        outlive(listen).await
     };
     let early = tokio::select! {
         () = stop.cancelled() => Ok(()),
@@ -76,14 +79,33 @@ fn free_address(listen: SocketAddr) -> Result<SocketAddr, Error> {
     found.map_err(|why| Error::Listen { address: listen, why })
 }
 
-/// Waits until the engine answers at the address, and that it is this one: another may have taken the port in between.
-async fn answers(listen: SocketAddr, folder: &Path) -> Result<(), Error> {
-    let reach = match listen.ip() {
+/// Ends the program when the engine can't go on: embedded, it answers everything with "shutting down due to a fatal error"
+/// after a crash (seen when a client leaves in the middle of an answer), and never ends by itself.
+async fn outlive(listen: SocketAddr) -> Result<(), Error> {
+    let client = clickhouse::Client::default().with_url(format!("http://{}", reachable(listen)));
+    loop {
+        tokio::time::sleep(ALIVE).await;
+        if let Err(why) = client.query("SELECT 1").fetch_one::<u8>().await
+            && why.to_string().contains("(ABORTED)")
+        {
+            tracing::error!("ClickHouse has crashed, ending: {why}");
+            // In order is not possible: its threads wait for one that is gone.
+            std::process::abort();
+        }
+    }
+}
+
+fn reachable(listen: SocketAddr) -> SocketAddr {
+    match listen.ip() {
         ip if !ip.is_unspecified() => listen,
         IpAddr::V4(_) => SocketAddr::from(([127, 0, 0, 1], listen.port())),
         IpAddr::V6(_) => SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, listen.port())),
-    };
-    let client = clickhouse::Client::default().with_url(format!("http://{reach}"));
+    }
+}
+
+/// Waits until the engine answers at the address, and that it is this one: another may have taken the port in between.
+async fn answers(listen: SocketAddr, folder: &Path) -> Result<(), Error> {
+    let client = clickhouse::Client::default().with_url(format!("http://{}", reachable(listen)));
     let began = Instant::now();
     let path = loop {
         let asked = client.query("SELECT path FROM system.disks WHERE name = 'default'").fetch_one::<String>();

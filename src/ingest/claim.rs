@@ -30,6 +30,9 @@ pub(super) async fn claim(warehouse: &Warehouse, lookup: &mut Lookup, rows: &[&R
     retried(warehouse, || warehouse.insert("identities", IDENTITY_COLUMNS, claims.clone(), "kubemeter-identities", INSERT)).await?;
     let ids: Vec<u128> = new.iter().map(|row| row.identity).collect();
     let contested = lookup.after(&ids).await?;
+    if contested.is_empty() {
+        return Ok(keys);
+    }
     let own: HashMap<u128, &Row> = new.iter().map(|row| (row.identity, *row)).collect();
     keys.extend(contested.into_iter().filter(|(id, key)| own.get(id).is_none_or(|row| !row.has_key(key))));
     Ok(keys)

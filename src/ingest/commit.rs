@@ -1,16 +1,18 @@
 //! Group commit: concurrent requests share one claim of their identities and one INSERT per landing table.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use foldhash::fast::RandomState;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::claim::claim;
-use super::look::{Keys, Lookup};
+use super::look::{Ids, Keys, Lookup};
 use crate::event::put_bytes;
 use crate::telemetry::Metrics;
 use crate::warehouse::row::{COLUMNS, Row, put_uuid};
@@ -28,6 +30,11 @@ const ROUND_BYTES: usize = 32 * 1_024 * 1_024;
 /// Rounds that may be on their way. While one is written the next one claims; what comes meanwhile shares the one after
 /// that, so that rounds grow as load does.
 const ROUNDS: usize = 2;
+/// How long a round waits for company while another is written: this part of what the last one took, so that ClickHouse
+/// gets few large INSERTs instead of many small ones. A round that is alone waits for nobody.
+const LINGER_PART: u32 = 4;
+/// Longest that it waits.
+const LINGER_MAX: Duration = Duration::from_millis(50);
 /// Deadline of one INSERT.
 pub(super) const INSERT: Duration = Duration::from_secs(30);
 /// How long after a round without another one what other gateways stored is looked at.
@@ -171,6 +178,7 @@ impl Drop for Queued<'_> {
 async fn rounds(warehouse: Warehouse, metrics: Arc<Metrics>, mut waiting: mpsc::Receiver<Waiting>) {
     let mut lookup = Lookup::new(warehouse.clone());
     let on_their_way = Arc::new(Semaphore::new(ROUNDS));
+    let last_took = Arc::new(AtomicU64::new(0));
     let mut held = None;
     loop {
         let Ok(room) = Arc::clone(&on_their_way).acquire_owned().await else { return };
@@ -187,7 +195,17 @@ async fn rounds(warehouse: Warehouse, metrics: Arc<Metrics>, mut waiting: mpsc::
         };
         let mut bytes = first.bytes;
         let mut round = vec![first];
-        while let Ok(next) = waiting.try_recv() {
+        let linger = (Duration::from_micros(last_took.load(Ordering::Relaxed)) / LINGER_PART).min(LINGER_MAX);
+        let go = Instant::now() + linger;
+        loop {
+            let next = match waiting.try_recv() {
+                Ok(next) => next,
+                Err(_) if on_their_way.available_permits() + 1 == ROUNDS => break,
+                Err(_) => match tokio::time::timeout_at(go, waiting.recv()).await {
+                    Ok(Some(next)) => next,
+                    Ok(None) | Err(_) => break,
+                },
+            };
             if bytes + next.bytes > ROUND_BYTES {
                 held = Some(next);
                 break;
@@ -197,24 +215,27 @@ async fn rounds(warehouse: Warehouse, metrics: Arc<Metrics>, mut waiting: mpsc::
         }
         metrics.batch_events.observe(round.iter().map(|waiting| waiting.submission.rows.len()).sum::<usize>() as f64);
         let timer = metrics.insert_seconds.start_timer();
-        if let Err(error) = settle(&warehouse, &mut lookup, &mut round).await {
-            answer(round, |_| Err(error.clone()));
-            continue;
-        }
-        let warehouse = warehouse.clone();
+        let has_twice = match settle(&warehouse, &mut lookup, &mut round).await {
+            Ok(has_twice) => has_twice,
+            Err(error) => {
+                answer(round, |_| Err(error.clone()));
+                continue;
+            }
+        };
+        let (warehouse, last_took) = (warehouse.clone(), Arc::clone(&last_took));
         tokio::spawn(async move {
-            write(&warehouse, round).await;
-            timer.observe_duration();
+            write(&warehouse, round, has_twice).await;
+            last_took.store((timer.stop_and_record() * 1e6) as u64, Ordering::Relaxed);
             drop(room);
         });
     }
 }
 
-/// Gives every row the key of its identity, and leaves only those to be written.
-async fn settle(warehouse: &Warehouse, lookup: &mut Lookup, round: &mut [Waiting]) -> Result<(), Error> {
+/// Gives every row the key of its identity, and leaves only those to be written. Tells whether an identity comes twice.
+async fn settle(warehouse: &Warehouse, lookup: &mut Lookup, round: &mut [Waiting]) -> Result<bool, Error> {
     let rows = || round.iter().flat_map(|waiting| &waiting.submission.rows);
-    let (mut firsts, mut twice) = (Vec::with_capacity(rows().count()), HashSet::new());
-    let mut ids = HashSet::with_capacity(firsts.capacity());
+    let (mut firsts, mut twice) = (Vec::with_capacity(rows().count()), Ids::default());
+    let mut ids = Ids::with_capacity_and_hasher(firsts.capacity(), RandomState::default());
     for row in rows() {
         if ids.insert(row.identity) {
             firsts.push(row);
@@ -225,18 +246,20 @@ async fn settle(warehouse: &Warehouse, lookup: &mut Lookup, round: &mut [Waiting
     let keys = claim(warehouse, lookup, &firsts).await?;
     let in_round: Keys = firsts.iter().filter(|row| twice.contains(&row.identity)).map(|row| (row.identity, row.key())).collect();
 
+    // ClickHouse's clock, for gateways' own may differ.
+    let now_us = if keys.is_empty() { 0 } else { warehouse.now_us().await? };
     // Rows whose identity is that of an event of another type.
-    let mut others = HashSet::new();
+    let mut others = Ids::default();
     for row in round.iter_mut().flat_map(|waiting| &mut waiting.submission.rows) {
         match (keys.get(&row.identity), in_round.get(&row.identity)) {
             (Some(key), _) | (None, Some(key)) if key.event_type != row.event.event_type => drop(others.insert(row.identity)),
-            (Some(key), _) => row.repeat(key),
+            (Some(key), _) => row.repeat(key, now_us),
             (None, Some(key)) => row.adopt(key),
             (None, None) => {}
         }
     }
     if others.is_empty() {
-        return Ok(());
+        return Ok(!twice.is_empty());
     }
     // Where that one is stored, this one repeats it and changes nothing. Where it is not, it may never be.
     let stored = warehouse.stored_among(&others.iter().copied().collect::<Vec<_>>()).await?;
@@ -255,15 +278,19 @@ async fn settle(warehouse: &Warehouse, lookup: &mut Lookup, round: &mut [Waiting
             submission.rows.clear();
         }
     }
-    Ok(())
+    Ok(!twice.is_empty())
 }
 
-async fn write(warehouse: &Warehouse, round: Vec<Waiting>) {
+async fn write(warehouse: &Warehouse, round: Vec<Waiting>, has_twice: bool) {
     let mut kept = Vec::new();
     round.iter().flat_map(|waiting| &waiting.submission.rejects).for_each(|reject| reject.encode(&mut kept));
     let rows = round.iter().flat_map(|waiting| &waiting.submission.rows);
-    let mut seen = HashSet::new();
-    let by_landing = encode(rows.filter(|row| seen.insert(row.identity)));
+    let by_landing = if has_twice {
+        let mut seen = Ids::default();
+        encode(rows.filter(|row| seen.insert(row.identity)).collect::<Vec<_>>().into_iter())
+    } else {
+        encode(rows)
+    };
     let (landed, rejects) = tokio::join!(insert_landings(warehouse, by_landing), insert_rejects(warehouse, kept.into()));
     answer(round, |submission| {
         // The acknowledgement: every landing table of the request has confirmed. Rows of one identity are of one type, so
@@ -287,8 +314,10 @@ fn answer(round: Vec<Waiting>, result: impl Fn(&Submission) -> Result<(), Error>
 }
 
 /// Rows by landing table, as they are inserted.
-fn encode<'a>(rows: impl Iterator<Item = &'a Row>) -> HashMap<Landing, Vec<u8>> {
-    let mut by_landing: HashMap<Landing, Vec<u8>> = HashMap::new();
+fn encode<'a>(rows: impl Iterator<Item = &'a Row> + Clone) -> HashMap<Landing, Vec<u8>> {
+    let mut sizes: HashMap<Landing, usize> = HashMap::new();
+    rows.clone().for_each(|row| *sizes.entry(row.landing).or_default() += row.encoded_len());
+    let mut by_landing: HashMap<_, _> = sizes.into_iter().map(|(landing, bytes)| (landing, Vec::with_capacity(bytes))).collect();
     rows.for_each(|row| row.encode(by_landing.entry(row.landing).or_default()));
     by_landing
 }

@@ -123,16 +123,23 @@ impl<'a> Judge<'a> {
             self.meters.insert(event.event_type.clone(), self.catalog.meters_of_type(self.namespace, &event.event_type));
         }
         for meter in self.meters.get(&event.event_type).into_iter().flatten() {
-            let counted = match meter.definition.as_ref().map(|definition| &definition.measure) {
-                Some(Measure::Decimal(_, path)) => value(path, event.data.get(path)).map(drop),
-                Some(Measure::UniqueCount(path)) if event.data.get(path).is_none() => {
-                    Err((RejectCode::MissingValue, format!("{path} is missing")))
-                }
-                _ => Ok(()),
-            };
-            counted.map_err(|(code, message)| (code, format!("{message} (meter {})", meter.meter_id)))?;
+            if let Some(definition) = &meter.definition {
+                countable(definition, &event.data).map_err(|(code, message)| (code, format!("{message} (meter {})", meter.meter_id)))?;
+            }
         }
         Ok(())
+    }
+}
+
+/// Whether a Meter can count an event of its type with these data.
+///
+/// # Errors
+/// Why not.
+pub fn countable(definition: &Definition, data: &Leaves) -> Result<(), (RejectCode, String)> {
+    match &definition.measure {
+        Measure::Decimal(_, path) => value(path, data.get(path)).map(drop),
+        Measure::UniqueCount(path) if data.get(path).is_none() => Err((RejectCode::MissingValue, format!("{path} is missing"))),
+        Measure::UniqueCount(_) | Measure::Count => Ok(()),
     }
 }
 

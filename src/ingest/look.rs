@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
+use foldhash::fast::RandomState;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -42,6 +43,8 @@ struct Known {
     seen: Seen,
 }
 
+/// Identities.
+pub(super) type Ids = HashSet<u128, RandomState>;
 /// Keys of claimed identities.
 pub(super) type Keys = HashMap<u128, StoredKey>;
 
@@ -162,7 +165,7 @@ impl Known {
                 return Ok(Some(contested));
             }
             let from = new.iter().filter_map(|part| self.seen.missing(part)).map(|(first, _)| first).min().unwrap_or(0);
-            let mut own: HashMap<u128, bool> = claims.iter().map(|id| (*id, false)).collect();
+            let mut own: HashMap<u128, bool, RandomState> = claims.iter().map(|id| (*id, false)).collect();
             let seen = &mut self.seen;
             let each = |id| {
                 seen.insert(id);

@@ -27,4 +27,4 @@ mod look;
 mod seen;
 
 pub use commit::{CommitError, Committer, Reject, Submission};
-pub use judge::{Judge, Judged};
+pub use judge::{Judge, Judged, countable};

@@ -13,14 +13,17 @@ use super::ingest::taken;
 use super::{Service, invalid, page_size};
 use crate::api::Customer;
 use crate::event::{Form, Item, Leaves, Refusal, parse};
-use crate::ingest::{Judge, Judged, Reject, Submission};
+use crate::ingest::{Judge, Judged, Reject, Submission, countable};
 use crate::limits;
+use crate::meter::Definition;
 use crate::metering::{
     Caller, CancellationRecord, CustomerDocument, Error, EventFilter, Ingested, Listing, Page, Records, RejectCode, RejectedEvent,
     Rejection, StoredEvent,
 };
 use crate::registry::Registry;
 use crate::warehouse::{EventRecord, RejectRecord, select};
+
+const DAY_MS: i64 = 86_400_000;
 
 /// Rejects that a replay has in memory at a time.
 const REPLAY: usize = 256;
@@ -129,11 +132,20 @@ impl<R: Registry> Records for Service<R> {
 impl<R: Registry> Service<R> {
     fn stored_event(&self, namespace: &str, record: EventRecord) -> Result<StoredEvent, Error> {
         let cancellation = Uuid::parse_str(&record.cancellation_id).ok().filter(|id| !id.is_nil());
+        let leaves = Leaves::from_stored(&record.keys, &record.vals);
+        let counts = |definition: &Definition| {
+            let kept_since = definition.retention_days.map(|days| Timestamp::now().as_millisecond() - i64::from(days) * DAY_MS);
+            kept_since.is_none_or(|since| record.time_ms >= since) && countable(definition, &leaves).is_ok()
+        };
         let meters = match cancellation {
             Some(_) => Vec::new(),
-            None => self.catalog.meters_of_type(namespace, &record.event_type).iter().map(|meter| meter.meter_id.clone()).collect(),
+            None => {
+                let of_type = self.catalog.meters_of_type(namespace, &record.event_type);
+                let counting = of_type.iter().filter(|meter| meter.definition.as_ref().is_some_and(counts));
+                counting.map(|meter| meter.meter_id.clone()).collect()
+            }
         };
-        let data = Leaves::from_stored(&record.keys, &record.vals).to_json();
+        let data = leaves.to_json();
         let time =
             |time: Result<Timestamp, jiff::Error>| time.map_err(|why| Error::Internal(format!("a stored time is outside time: {why}")));
         Ok(StoredEvent {

@@ -11,8 +11,9 @@ use crate::event::{Event, put_bytes};
 /// Rows of ingest lie below this mark, and the earlier an event arrived the greater its version: of two sendings the
 /// first counts. Cancellations and reverts lie above it, and the later one counts.
 pub const VERSION_MARK: u64 = 1 << 62;
-/// Rows that repeat an event known to be stored lie below this mark, and fall with time as arrivals do: they fill a gap,
-/// the first of them for good, and never win over a row that is there.
+/// Rows that repeat an event which was claimed before lie below this mark, and fall with time as arrivals do: they fill a
+/// gap, the first of them for good, and never win over a row that is there. Their time is that of ClickHouse's clock, or a
+/// gateway whose clock is behind would win over what another one stored.
 const REPEAT_MARK: u64 = 1 << 61;
 
 /// Columns of a landing table in the order in which [`encode`] writes them.
@@ -55,10 +56,11 @@ impl Row {
         self.event.subject.clone_from(&key.subject);
     }
 
-    /// Makes the row a repeat of the event that was the first to claim its identity.
-    pub fn repeat(&mut self, key: &StoredKey) {
+    /// Makes the row a repeat of the event that was the first to claim its identity, written at a time of ClickHouse's clock,
+    /// µs since 1970.
+    pub fn repeat(&mut self, key: &StoredKey, now_us: i64) {
         self.adopt(key);
-        self.version = REPEAT_MARK - self.received_us.unsigned_abs();
+        self.version = REPEAT_MARK - now_us.unsigned_abs();
     }
 
     /// The key that it has.

@@ -46,6 +46,14 @@ impl Warehouse {
         self.once(landing, || schema::create_landing(self.database(), landing)).await
     }
 
+    /// ClickHouse's clock, µs since 1970.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn now_us(&self) -> Result<i64, Error> {
+        self.query("SELECT toUnixTimestamp64Micro(now64(6))").one().await
+    }
+
     /// Names and comments of the tables and views with a prefix.
     ///
     /// # Errors
