@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::time::Instant;
 
-use kubemeter::warehouse::row::{COLUMNS, IDENTITY_COLUMNS, VERSION_MARK};
+use kubemeter::warehouse::row::{ARRIVAL_MARK, COLUMNS, IDENTITY_COLUMNS};
 
 use crate::events::{METHODS, MONTH_MS, NAMESPACE, PATHS, REGIONS, SUBJECTS, TYPE};
 use crate::setup::Setup;
@@ -62,7 +62,7 @@ fn rows(seed: u64, numbers: Range<u64>) -> String {
          '{SOURCE}' AS source, 'loaded-' || leftPad(toString(number), 16, '0') AS event_id, toDateTime64(time, 6, 'UTC') AS received, \
          map('$.duration_ms', toString(intDiv({value}, 1000)) || '.' || leftPad(toString({value} % 1000), 3, '0'), '$.method', {method}, \
          '$.path', {path}, '$.status', '200', '$.region', {region}) AS data, \
-         toUInt64({VERSION_MARK}) - toUInt64(toUnixTimestamp64Micro(toDateTime64(time, 6, 'UTC'))) AS version, \
+         toUInt64({ARRIVAL_MARK}) - toUInt64(toUnixTimestamp64Micro(toDateTime64(time, 6, 'UTC'))) AS version, \
          toUUID('00000000-0000-0000-0000-000000000000') AS cancellation \
          FROM numbers({}, {})",
         numbers.start,

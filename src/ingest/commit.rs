@@ -1,6 +1,6 @@
 //! Group commit: concurrent requests share one claim of their identities and one INSERT per landing table.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -100,6 +100,8 @@ struct Waiting {
     submission: Submission,
     /// Which of the submission's rows, as it came, can't be stored.
     refused: Vec<usize>,
+    /// Whether it has events that are stored already.
+    repeats: bool,
     bytes: usize,
     answer: oneshot::Sender<Result<Vec<usize>, CommitError>>,
     _room: OwnedSemaphorePermit,
@@ -151,7 +153,7 @@ impl Committer {
         let room = room.map_err(|_| CommitError::Full)?.map_err(|_| CommitError::Stopping)?;
         let (answer, told) = oneshot::channel();
         let _queued = Queued::new(&self.metrics, submission.rows.len());
-        let waiting = Waiting { submission, refused: Vec::new(), bytes, answer, _room: room };
+        let waiting = Waiting { submission, refused: Vec::new(), repeats: false, bytes, answer, _room: room };
         self.queue.send(waiting).await.map_err(|_| CommitError::Stopping)?;
         told.await.map_err(|_| CommitError::Stopping)?
     }
@@ -215,8 +217,8 @@ async fn rounds(warehouse: Warehouse, metrics: Arc<Metrics>, mut waiting: mpsc::
         }
         metrics.batch_events.observe(round.iter().map(|waiting| waiting.submission.rows.len()).sum::<usize>() as f64);
         let timer = metrics.insert_seconds.start_timer();
-        let has_twice = match settle(&warehouse, &mut lookup, &mut round).await {
-            Ok(has_twice) => has_twice,
+        let settled = match settle(&warehouse, &mut lookup, &mut round).await {
+            Ok(settled) => settled,
             Err(error) => {
                 answer(round, |_| Err(error.clone()));
                 continue;
@@ -224,15 +226,24 @@ async fn rounds(warehouse: Warehouse, metrics: Arc<Metrics>, mut waiting: mpsc::
         };
         let (warehouse, last_took) = (warehouse.clone(), Arc::clone(&last_took));
         tokio::spawn(async move {
-            write(&warehouse, round, has_twice).await;
+            write(&warehouse, round, settled).await;
             last_took.store((timer.stop_and_record() * 1e6) as u64, Ordering::Relaxed);
             drop(room);
         });
     }
 }
 
-/// Gives every row the key of its identity, and leaves only those to be written. Tells whether an identity comes twice.
-async fn settle(warehouse: &Warehouse, lookup: &mut Lookup, round: &mut [Waiting]) -> Result<bool, Error> {
+/// What a round has to write besides new rows.
+#[derive(Default)]
+struct Settled {
+    /// Whether an identity comes twice among the rows.
+    has_twice: bool,
+    /// Stored events to write again, by namespace and type.
+    again: HashMap<(String, String), Vec<u128>>,
+}
+
+/// Gives every row the key of its identity, and leaves only rows that are to be written.
+async fn settle(warehouse: &Warehouse, lookup: &mut Lookup, round: &mut [Waiting]) -> Result<Settled, Error> {
     let rows = || round.iter().flat_map(|waiting| &waiting.submission.rows);
     let (mut firsts, mut twice) = (Vec::with_capacity(rows().count()), Ids::default());
     let mut ids = Ids::with_capacity_and_hasher(firsts.capacity(), RandomState::default());
@@ -243,56 +254,67 @@ async fn settle(warehouse: &Warehouse, lookup: &mut Lookup, round: &mut [Waiting
             twice.insert(row.identity);
         }
     }
-    let keys = claim(warehouse, lookup, &firsts).await?;
+    let claimed = claim(warehouse, lookup, &firsts).await?;
     let in_round: Keys = firsts.iter().filter(|row| twice.contains(&row.identity)).map(|row| (row.identity, row.key())).collect();
+    let mut settled = Settled { has_twice: !twice.is_empty(), again: HashMap::new() };
+    if claimed.is_empty() && in_round.is_empty() {
+        return Ok(settled);
+    }
 
-    // ClickHouse's clock, for gateways' own may differ.
-    let now_us = if keys.is_empty() { 0 } else { warehouse.now_us().await? };
-    // Rows whose identity is that of an event of another type.
-    let mut others = Ids::default();
-    for row in round.iter_mut().flat_map(|waiting| &mut waiting.submission.rows) {
-        match (keys.get(&row.identity), in_round.get(&row.identity)) {
-            (Some(key), _) | (None, Some(key)) if key.event_type != row.event.event_type => drop(others.insert(row.identity)),
-            (Some(key), _) => row.repeat(key, now_us),
-            (None, Some(key)) => row.adopt(key),
-            (None, None) => {}
-        }
-    }
-    if others.is_empty() {
-        return Ok(!twice.is_empty());
-    }
-    // Where that one is stored, this one repeats it and changes nothing. Where it is not, it may never be.
-    let stored = warehouse.stored_among(&others.iter().copied().collect::<Vec<_>>()).await?;
-    for Waiting { submission, refused, .. } in round {
-        let type_of = |row: &Row| keys.get(&row.identity).or_else(|| in_round.get(&row.identity)).map(|key| key.event_type.clone());
+    let before: Vec<u128> = claimed.keys().copied().collect();
+    let stored = if before.is_empty() { HashSet::new() } else { warehouse.stored_among(&before).await? };
+    let now_us = if stored.len() == before.len() { 0 } else { warehouse.now_us().await? };
+    for Waiting { submission, refused, repeats, .. } in round {
         let mut at = 0;
-        submission.rows.retain(|row| {
-            let is_other = others.contains(&row.identity) && type_of(row).is_some_and(|of| of != row.event.event_type);
-            if is_other && !stored.contains(&row.identity) {
-                refused.push(at);
-            }
+        submission.rows.retain_mut(|row| {
             at += 1;
-            !is_other
+            let key = claimed.get(&row.identity);
+            let Some(of) = key.or_else(|| in_round.get(&row.identity)) else { return true };
+            let (is_stored, same_type) = (stored.contains(&row.identity), of.event_type == row.event.event_type);
+            match key {
+                // What is stored stays as it is.
+                Some(_) if is_stored && same_type => {
+                    let ids = settled.again.entry((row.namespace.clone(), row.event.event_type.clone())).or_default();
+                    ids.push(row.identity);
+                    *repeats = true;
+                    false
+                }
+                Some(_) if is_stored => false,
+                // Of another type it would be another event to other meters, and the one that claimed may never be stored.
+                _ if !same_type => {
+                    refused.push(at - 1);
+                    false
+                }
+                Some(key) => {
+                    row.complete(key, now_us);
+                    true
+                }
+                None => {
+                    row.adopt(of);
+                    true
+                }
+            }
         });
         if submission.atomic && !refused.is_empty() {
             submission.rows.clear();
         }
     }
-    Ok(!twice.is_empty())
+    Ok(settled)
 }
 
-async fn write(warehouse: &Warehouse, round: Vec<Waiting>, has_twice: bool) {
+async fn write(warehouse: &Warehouse, round: Vec<Waiting>, settled: Settled) {
     let mut kept = Vec::new();
     round.iter().flat_map(|waiting| &waiting.submission.rejects).for_each(|reject| reject.encode(&mut kept));
     let rows = round.iter().flat_map(|waiting| &waiting.submission.rows);
-    let by_landing = if has_twice {
+    let by_landing = if settled.has_twice {
         let mut seen = Ids::default();
         encode(rows.filter(|row| seen.insert(row.identity)).collect::<Vec<_>>().into_iter())
     } else {
         encode(rows)
     };
-    let (landed, rejects) = tokio::join!(insert_landings(warehouse, by_landing), insert_rejects(warehouse, kept.into()));
-    answer(round, |submission| {
+    let (landed, rejects, again) =
+        tokio::join!(insert_landings(warehouse, by_landing), insert_rejects(warehouse, kept.into()), write_again(warehouse, settled.again));
+    answer(round, |Waiting { submission, repeats, .. }| {
         // The acknowledgement: every landing table of the request has confirmed. Rows of one identity are of one type, so
         // one that another request's row stood for has the same table.
         for row in &submission.rows {
@@ -302,14 +324,25 @@ async fn write(warehouse: &Warehouse, round: Vec<Waiting>, has_twice: bool) {
                 None => return Err(Error::Unavailable("rows were not sent".to_owned())),
             }
         }
+        if *repeats {
+            again.clone()?;
+        }
         if submission.rejects.is_empty() { Ok(()) } else { rejects.clone() }
     });
 }
 
-fn answer(round: Vec<Waiting>, result: impl Fn(&Submission) -> Result<(), Error>) {
-    for Waiting { submission, refused, answer, .. } in round {
+async fn write_again(warehouse: &Warehouse, again: HashMap<(String, String), Vec<u128>>) -> Result<(), Error> {
+    for ((namespace, event_type), ids) in again {
+        retried(warehouse, || warehouse.write_again(&namespace, &event_type, &ids)).await?;
+    }
+    Ok(())
+}
+
+fn answer(round: Vec<Waiting>, result: impl Fn(&Waiting) -> Result<(), Error>) {
+    for waiting in round {
+        let result = result(&waiting);
         // A request that has gone away is told nothing.
-        let _ = answer.send(result(&submission).map(|()| refused).map_err(CommitError::from));
+        let _ = waiting.answer.send(result.map(|()| waiting.refused).map_err(CommitError::from));
     }
 }
 

@@ -7,8 +7,10 @@ use std::time::Duration;
 use clickhouse::Row;
 use serde::Deserialize;
 
+use super::row::COLUMNS;
+use super::schema::Landing;
 use super::select::is_one_of;
-use super::{Error, Query, Warehouse};
+use super::{Error, Query, Warehouse, insert_name};
 
 /// The key that an identity has.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -101,6 +103,26 @@ impl Warehouse {
             self.table("identities")
         );
         Ok(self.query(&sql).bind_all(params).rows::<u128>().await?.into_iter().collect())
+    }
+
+    /// Writes stored events of one type again, as they are, through their landing table: to the tables that may lack them
+    /// since an INSERT or a cancellation was cut off. Where they are already they collapse.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn write_again(&self, namespace: &str, event_type: &str, ids: &[u128]) -> Result<(), Error> {
+        let landing = Landing::of(namespace, event_type).to_string();
+        self.ensure_landing(&landing).await?;
+        let (is_one_of, params) = is_one_of(ids);
+        let sql = format!(
+            "INSERT INTO {} ({COLUMNS}) SELECT {COLUMNS} FROM {} FINAL WHERE namespace = {{namespace:String}} AND type = {{type:String}} \
+             AND (namespace, type, subject, time, id) IN (SELECT namespace, type, subject, time, id FROM {} WHERE {is_one_of})",
+            self.table(&landing),
+            self.table("events"),
+            self.table("identities")
+        );
+        let query = self.query(&sql).bind_all(params).bind("namespace", namespace).bind("type", event_type);
+        query.named(&insert_name(&landing)).run().await
     }
 
     /// Whether all INSERTs into the table of identities go to one server, whose parts tell what is claimed.

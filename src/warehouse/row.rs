@@ -8,13 +8,17 @@ use crate::event::{Event, put_bytes};
 
 /// Versions decide which row of equal keys counts: the greatest.
 ///
-/// Rows of ingest lie below this mark, and the earlier an event arrived the greater its version: of two sendings the
-/// first counts. Cancellations and reverts lie above it, and the later one counts.
+/// | from | who | of several |
+/// |---|---|---|
+/// | [`VERSION_MARK`] up | cancellations and reverts | the later counts |
+/// | below [`VERSION_MARK`] | sendings that found their identity claimed, but nothing stored | the earlier counts, by ClickHouse's clock |
+/// | below [`ARRIVAL_MARK`] | the sending that claimed the identity | there is one |
+///
+/// A sending that found the event stored is not written: what is stored is written again, as it is, to where it may be
+/// missing. So all tables agree on one row, whatever was cut off before and however senders change what they say.
 pub const VERSION_MARK: u64 = 1 << 62;
-/// Rows that repeat an event which was claimed before lie below this mark, and fall with time as arrivals do: they fill a
-/// gap, the first of them for good, and never win over a row that is there. Their time is that of ClickHouse's clock, or a
-/// gateway whose clock is behind would win over what another one stored.
-const REPEAT_MARK: u64 = 1 << 61;
+/// See [`VERSION_MARK`].
+pub const ARRIVAL_MARK: u64 = 1 << 61;
 
 /// Columns of a landing table in the order in which [`encode`] writes them.
 pub const COLUMNS: &str = "namespace, type, subject, time, id, source, event_id, received, data, version, cancellation";
@@ -46,7 +50,7 @@ pub struct Row {
 impl Row {
     /// The version of an event that arrived at a time.
     pub const fn arrival_version(received_us: i64) -> u64 {
-        VERSION_MARK - received_us.unsigned_abs()
+        ARRIVAL_MARK - received_us.unsigned_abs()
     }
 
     /// Gives the row the key that its identity has, so that it collapses with the rows of its other sendings.
@@ -56,11 +60,11 @@ impl Row {
         self.event.subject.clone_from(&key.subject);
     }
 
-    /// Makes the row a repeat of the event that was the first to claim its identity, written at a time of ClickHouse's clock,
-    /// µs since 1970.
-    pub fn repeat(&mut self, key: &StoredKey, now_us: i64) {
+    /// Makes the row take the place of what the first to claim its identity failed to store, at a time of ClickHouse's
+    /// clock, µs since 1970. Gateways' own clocks may differ.
+    pub fn complete(&mut self, key: &StoredKey, now_us: i64) {
         self.adopt(key);
-        self.version = REPEAT_MARK - now_us.unsigned_abs();
+        self.version = VERSION_MARK - now_us.unsigned_abs();
     }
 
     /// The key that it has.

@@ -188,8 +188,9 @@ impl Warehouse {
         for subjects in subjects.chunks(SUBJECTS) {
             self.delete_subjects(namespace, "events", subjects, deadline).await?;
         }
-        // A backfill that has read them already would put them back.
+        // A backfill or a repeat that has read them already puts them back.
         self.await_named(BACKFILL, deadline).await?;
+        self.await_named(INSERT, deadline).await?;
         let notes = self.tables_with_prefix("meter_").await?;
         let meters =
             notes.iter().filter(|(_, comment)| serde_json::from_str::<TableNote>(comment).is_ok_and(|note| note.namespace == namespace));
@@ -198,7 +199,7 @@ impl Warehouse {
                 let sql = format!("ALTER TABLE {} DELETE WHERE subject IN {{subjects:Array(String)}}", self.table(table));
                 self.query(&sql).bind("subjects", subjects).within(deadline).run().await?;
             }
-            for table in ["cancelled_events", "rejects", "identities"] {
+            for table in ["events", "cancelled_events", "rejects", "identities"] {
                 self.delete_subjects(namespace, table, subjects, deadline).await?;
             }
         }
@@ -217,7 +218,10 @@ impl Warehouse {
 /// Start of the `query_id` of every backfill.
 pub const BACKFILL: &str = "kubemeter-backfill";
 
+/// Start of the `query_id` of every statement that writes through any landing table.
+const INSERT: &str = "kubemeter-insert";
+
 /// Start of the `query_id` of every statement that writes through a landing table.
 pub fn insert_name(landing: &str) -> String {
-    format!("kubemeter-insert-{landing}")
+    format!("{INSERT}-{landing}")
 }
