@@ -23,6 +23,7 @@
 //! Pure modules (`meter`, `event`, `plan`, `warehouse::{schema, select}`) do no I/O.
 
 pub mod api;
+pub mod auth;
 pub mod catalog;
 pub mod catalog_watch;
 pub mod cluster;

@@ -128,6 +128,19 @@ pub struct GatewayArgs {
     /// Watch one namespace only; default: all.
     #[arg(long, env = "KUBEMETER_WATCH_NAMESPACE")]
     pub watch_namespace: Option<String>,
+    /// Audience of the Kubernetes tokens that callers send; tokens for the API server itself are taken too.
+    #[arg(long, env = "KUBEMETER_AUDIENCE", default_value = "kubemeter", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    pub audience: String,
+    /// File of API keys for callers outside the cluster, a line each: NAME SHA256 NAMESPACE ACTIONS. Read again when it
+    /// changes.
+    #[arg(long, env = "KUBEMETER_API_KEYS", conflicts_with = "insecure_no_auth")]
+    pub api_keys: Option<PathBuf>,
+    /// How the names begin of the ClusterRoles that a refused caller is told of, as `kubemeter` in `kubemeter:ingester`.
+    #[arg(long, env = "KUBEMETER_ROLE_PREFIX", default_value = "kubemeter")]
+    pub role_prefix: String,
+    /// Ask nobody for a token: whoever reaches the gateway may do everything.
+    #[arg(long, env = "KUBEMETER_INSECURE_NO_AUTH", default_value_t = false)]
+    pub insecure_no_auth: bool,
 }
 
 /// Options of `dev`.
