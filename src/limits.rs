@@ -58,8 +58,6 @@ pub const REQUEST_ID_BYTES: usize = 128;
 pub const CONNECTIONS: usize = 4_096;
 /// Most bytes of a request's line and headers; two tokens at their longest fit.
 pub const HEAD_BYTES: usize = 64 * 1_024;
-/// Most headers of a request.
-pub const HEADERS: usize = 100;
 /// How long the API server's yes about a caller is believed: a right that was taken away ends within this.
 pub const REVIEW_YES: Duration = Duration::from_secs(60);
 /// How long its no is believed: short, so that a right that was just given works soon, but a stranger who asks all the
