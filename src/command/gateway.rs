@@ -92,6 +92,9 @@ fn keys(args: &GatewayArgs) -> Result<Option<Arc<Keys>>, String> {
 }
 
 fn auth(args: &GatewayArgs, client: kube::Client, keys: Option<Arc<Keys>>) -> Result<Auth, String> {
+    if args.insecure_no_auth && args.api_keys.is_some() {
+        return Err("--api-keys and --insecure-no-auth contradict each other: with the latter nobody needs a key".to_owned());
+    }
     if args.insecure_no_auth {
         tracing::warn!(
             "AUTHENTICATION IS OFF (--insecure-no-auth): whoever reaches this gateway can bring, read and cancel the usage of every \

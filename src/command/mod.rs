@@ -133,7 +133,7 @@ pub struct GatewayArgs {
     pub audience: String,
     /// File of API keys for callers outside the cluster, a line each: NAME SHA256 NAMESPACE ACTIONS. Read again when it
     /// changes.
-    #[arg(long, env = "KUBEMETER_API_KEYS", conflicts_with = "insecure_no_auth")]
+    #[arg(long, env = "KUBEMETER_API_KEYS")]
     pub api_keys: Option<PathBuf>,
     /// How the names begin of the ClusterRoles that a refused caller is told of, as `kubemeter` in `kubemeter:ingester`.
     #[arg(long, env = "KUBEMETER_ROLE_PREFIX", default_value = "kubemeter")]
