@@ -73,8 +73,14 @@ impl ClickhouseOptions {
     /// A client for that ClickHouse. It need not answer yet.
     ///
     /// # Errors
-    /// When the password file can't be read.
+    /// When the URL has credentials in it, or the password file can't be read.
     pub async fn warehouse(&self) -> Result<Warehouse, String> {
+        // URLs are logged and told.
+        if self.clickhouse_url.contains('@') {
+            return Err(
+                "--clickhouse-url has a user or password in it: give them by --clickhouse-user and --clickhouse-password-file".to_owned()
+            );
+        }
         let password = match &self.clickhouse_password_file {
             None => String::new(),
             Some(file) => {

@@ -22,6 +22,8 @@ use crate::telemetry::Metrics;
 
 /// Bytes of one permit of [`App::bodies`].
 const PERMIT_BYTES: usize = 1_024;
+/// What a body costs while it comes, when its length is not known beforehand: zstd's tables and buffers, measured, and some.
+const DECODER_BYTES: usize = 512 * 1_024;
 /// Longest name of a Meter, as its CRD has it.
 pub const METER_NAME: usize = 63;
 /// Longest name of a Customer: what Kubernetes allows.
@@ -92,6 +94,8 @@ impl<S: Records> App<S> {
         if expected > limits::BODY_BYTES {
             return Err(too_large());
         }
+        let length_is_known = body.size_hint().exact().is_some();
+        let _decoder = if length_is_known { None } else { Some(self.memory(DECODER_BYTES / PERMIT_BYTES)?) };
         let mut memory = self.memory(1 + expected / PERMIT_BYTES)?;
         let mut all = BytesMut::with_capacity(expected);
         let mut chunks = body.into_data_stream();
