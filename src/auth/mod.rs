@@ -50,7 +50,7 @@ pub enum Error {
 }
 
 /// The door of the gateway. Cheap to clone.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Auth(Option<Arc<Gate>>);
 
 struct Gate {
@@ -156,7 +156,7 @@ impl Identity {
 }
 
 fn unauthenticated(message: &str) -> Error {
-    Error::Unauthenticated { code: "unauthenticated", message: message.to_owned() }
+    Error::Unauthenticated { code: "unauthorized", message: message.to_owned() }
 }
 
 /// The bearer token, if there is an `Authorization` at all.

@@ -357,6 +357,7 @@ async fn each_right_is_needed_and_none_is_missing() {
         assert!(holder.starts_with("usage-1_"), "{holder}");
         let said = pod.said();
         assert!(pod.refused().is_empty() && !said.to_lowercase().contains("forbidden"), "{said}");
+        assert_eq!(said.contains("AUTHENTICATION IS OFF"), tokenless, "it is said loudly, and only where it is true");
         if !tokenless {
             someone
                 .without_token()

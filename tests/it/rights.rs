@@ -11,6 +11,7 @@ use k8s_openapi::api::rbac::v1::RoleBinding;
 use kube::Config;
 use kube::api::{Api, DeleteParams};
 use kubemeter::auth::{Action, Auth, Cached, Error, KubeReviewer, Times};
+use kubemeter::limits;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
@@ -119,6 +120,21 @@ fn the_table_has_every_call() {
         .collect();
     let told: BTreeSet<_> = table().iter().map(|row| format!("{} {}", row.method, row.path)).collect();
     assert_eq!(served, told);
+}
+
+#[test]
+fn the_bounds_are_as_told() {
+    let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/rights.md")).unwrap();
+    let thousands = |number: u64| format!("{},{:03}", number / 1_000, number % 1_000);
+    for told in [
+        format!("| a yes of the API server | {} s:", limits::REVIEW_YES.as_secs()),
+        format!("| a no | {} s |", limits::REVIEW_NO.as_secs()),
+        format!("| how many | {} tokens and {} rights;", thousands(limits::KNOWN_TOKENS), thousands(limits::KNOWN_RIGHTS)),
+        format!("| reviews at a time | {},", limits::REVIEWS),
+        format!("Keys shorter than {} characters", limits::API_KEY_BYTES.start()),
+    ] {
+        assert!(text.contains(&told), "docs/rights.md does not say {told:?}");
+    }
 }
 
 fn event(id: &str) -> Value {
