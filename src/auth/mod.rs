@@ -4,7 +4,8 @@
 //! Authorization: Bearer … ─► cached ─► review    TokenReview: who is it?  SubjectAccessReview: may they?
 //! X-Api-Key: …            ─► keys                a file of hashes: who is it, where, and what may they?
 //! ```
-//! `/meters` and `/customers` are not asked about here: the API server gets the caller's own token and decides itself.
+//! For `/meters` and `/customers` only who it is is asked here, so that no stranger's body is read: what they may, the API
+//! server decides, which gets the caller's own token.
 
 mod cached;
 mod claims;
@@ -63,7 +64,7 @@ struct Gate {
 /// Who calls.
 #[derive(Debug)]
 pub enum Identity {
-    /// Whoever it is: nobody asks here. With the token that was sent, for the API server to judge.
+    /// Whoever it is: authentication is off. With the token that was sent, for the API server to judge.
     Unasked(Option<String>),
     /// Somebody whom the API server knows by a token.
     User(Arc<User>, String),
@@ -86,7 +87,7 @@ impl Auth {
     ///
     /// # Errors
     /// [`Error::Unauthenticated`], [`Error::Unavailable`].
-    pub async fn identify(&self, headers: &HeaderMap, action: Action<'_>) -> Result<Identity, Error> {
+    pub async fn identify(&self, headers: &HeaderMap) -> Result<Identity, Error> {
         let token = bearer(headers)?;
         let Some(gate) = &self.0 else { return Ok(Identity::Unasked(token)) };
         match (token, headers.get(API_KEY_HEADER)) {
@@ -96,7 +97,6 @@ impl Auth {
                 known.map(Identity::Key).ok_or_else(|| unauthenticated("X-Api-Key: nobody has this key"))
             }
             (None, None) => Err(gate.unauthenticated("no credentials: ")),
-            (Some(token), None) if action == Action::Proxy => Ok(Identity::Unasked(Some(token))),
             (Some(token), None) => match gate.reviews.user(&token).await? {
                 Ok(user) => Ok(Identity::User(user, token)),
                 Err(why) => Err(gate.unauthenticated(&format!("the Kubernetes API server does not take this token ({why}): "))),

@@ -68,7 +68,7 @@ impl<S: Records> App<S> {
 
     /// Lets the caller in and reads the parameters; `known` are those besides `namespace`.
     pub async fn call(&self, parts: &Parts, known: &[&str], action: Action<'_>) -> Result<(Caller, Params), Problem> {
-        let identity = self.auth.identify(&parts.headers, action).await?;
+        let identity = self.auth.identify(&parts.headers).await?;
         let params = Params::parse(parts.uri.query(), known)?;
         let namespace = match params.one("namespace")? {
             Some(name) if is_namespace(name) => name.to_owned(),

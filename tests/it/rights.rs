@@ -291,7 +291,7 @@ async fn door(config: Config, times: Times) -> Auth {
 }
 
 async fn enter(door: &Auth, token: &str) -> Result<(), Error> {
-    let identity = door.identify(&bearer(token), Action::Ingest).await?;
+    let identity = door.identify(&bearer(token)).await?;
     let namespace = identity.namespace().expect("it is a service account's");
     door.allow(&identity, &namespace, Action::Ingest).await
 }

@@ -249,3 +249,37 @@ async fn rejects_are_replayed_all_or_by_id() {
         assert!(detail.contains(says), "{detail}");
     }
 }
+
+#[tokio::test]
+async fn a_strangers_body_is_not_read() {
+    let read = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    struct Nobody;
+    impl crate::auth::Reviewer for Nobody {
+        fn user<'a>(
+            &'a self,
+            _: &'a str,
+        ) -> futures::future::BoxFuture<'a, Result<Result<Arc<crate::auth::User>, String>, crate::auth::Unavailable>> {
+            Box::pin(async { Ok(Err("unknown".to_owned())) })
+        }
+        fn may<'a>(
+            &'a self,
+            _: &'a crate::auth::User,
+            _: &'a crate::auth::Right,
+        ) -> futures::future::BoxFuture<'a, Result<bool, crate::auth::Unavailable>> {
+            Box::pin(async { Ok(false) })
+        }
+    }
+    let reviews = crate::auth::Cached::new(Nobody, crate::auth::Times::default()).unwrap();
+    let options = HttpOptions { auth: crate::auth::Auth::on(reviews, None, "kubemeter".into(), "kubemeter".into()), ..options() };
+    for (method, path, ..) in GOOD {
+        let (fake, read) = (Arc::new(Fake::default()), Arc::clone(&read));
+        let body = Body::from_stream(futures::stream::once(async move {
+            read.store(true, std::sync::atomic::Ordering::SeqCst);
+            Ok::<_, std::io::Error>("{}")
+        }));
+        let request = request(method, path).header("authorization", "Bearer strange").header("content-type", "application/json");
+        send_with(&fake, options.clone(), request.body(body).unwrap()).await.problem(401, "unauthorized");
+        assert_eq!(fake.last(), "", "{method} {path}");
+    }
+    assert!(!read.load(std::sync::atomic::Ordering::SeqCst));
+}
