@@ -140,12 +140,14 @@ def start(kubeconfig, kubectl):
         CONTROL_PLANE.fail("it ended")
     CLICKHOUSE_SERVER.wait_for(CLICKHOUSE, "/ping")
     crds = ["-f", parts.ROOT / "crds"]
+    roles = ["-f", parts.ROOT / "charts" / "kubemeter" / "files" / "roles.yaml"]
     for command in (
         ["apply", "--server-side", "--force-conflicts", *crds],
+        ["apply", "--server-side", "--force-conflicts", *roles],
         ["wait", "--for=condition=Established", "--timeout=30s", *crds],
     ):
         if subprocess.run([kubectl, "--kubeconfig", kubeconfig, *command]).returncode:
-            raise Failed(f"`kubectl {command[0]}` of {crds[1]} failed")
+            raise Failed(f"`kubectl {' '.join(map(str, command))}` failed")
 
     environment = {**os.environ, "KUBECONFIG": str(kubeconfig)}
     store = ["--clickhouse-url", f"http://{CLICKHOUSE}"]
@@ -161,7 +163,10 @@ def show_use(kubeconfig, kubectl):
         f"\n{path}export KUBECONFIG={kubeconfig}\n"
         "kubectl apply -f examples/\n"
         "kubectl get meters,customers\n"
-        f"curl http://{GATEWAY}/meters\n\n"
+        "\n# The gateway lets in who has a token and rights, here the service account `default`, which becomes an admin:\n"
+        "kubectl create rolebinding you --clusterrole=admin --serviceaccount=default:default\n"
+        "TOKEN=$(kubectl create token default)\n"
+        f'curl -H "Authorization: Bearer $TOKEN" http://{GATEWAY}/meters\n\n'
         "`make cluster-down` ends it."
     )
 

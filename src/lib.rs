@@ -2,6 +2,7 @@
 //!
 //! # The way of an event
 //! ```text
+//! every call   ─► auth      who is it, by TokenReview or an API key; may they, by SubjectAccessReview
 //! POST /events ─► http      limits, decompression; a body → event::parse → Items
 //!                 metering  the trait that http calls: the ten functions of IMetering
 //!                 service   what implements it: commands to the registry, events to
@@ -23,6 +24,7 @@
 //! Pure modules (`meter`, `event`, `plan`, `warehouse::{schema, select}`) do no I/O.
 
 pub mod api;
+pub mod auth;
 pub mod catalog;
 pub mod catalog_watch;
 pub mod cluster;

@@ -1,5 +1,8 @@
 //! Every bound on what comes from outside, in one place, each with its reason.
 
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
 /// Longest `id`, `source`, `type` or `subject` of an event, in bytes. They are part of sorting keys; CloudEvents
 /// producers stay far below.
 pub const ATTRIBUTE_BYTES: usize = 1_024;
@@ -45,7 +48,8 @@ pub const MANIFEST_BYTES: u64 = 8 * 1_024 * 1_024;
 pub const MANIFEST_FILES: usize = 10_000;
 /// Longest continue token that is taken back, in bytes.
 pub const CONTINUE_BYTES: usize = 4 * 1_024;
-/// Most bytes of request bodies in memory at a time, after decompression; more is answered 429.
+/// Most bytes of request bodies in memory at a time, after decompression; more is answered 429. A decompressor's window can
+/// hold as much once more.
 pub const BODIES_BYTES: usize = 256 * 1_024 * 1_024;
 /// Longest bearer token, in bytes: Kubernetes' own are about 1 KiB.
 pub const TOKEN_BYTES: usize = 16 * 1_024;
@@ -53,3 +57,20 @@ pub const TOKEN_BYTES: usize = 16 * 1_024;
 pub const REQUEST_ID_BYTES: usize = 128;
 /// Most connections that are served at a time; more wait to be accepted.
 pub const CONNECTIONS: usize = 4_096;
+/// Most bytes of a request's line and headers; two tokens at their longest fit.
+pub const HEAD_BYTES: usize = 64 * 1_024;
+/// How long the API server's yes about a caller is believed: a right that was taken away ends within this.
+pub const REVIEW_YES: Duration = Duration::from_secs(60);
+/// How long its no is believed: short, so that a right that was just given works soon, but a stranger who asks all the
+/// time asks the API server only so often.
+pub const REVIEW_NO: Duration = Duration::from_secs(5);
+/// Most tokens that are known at a time, some 0.5 KB each; the least used are asked for again.
+pub const KNOWN_TOKENS: u64 = 10_000;
+/// Most rights that are known at a time, some 0.3 KB each: a few for each token.
+pub const KNOWN_RIGHTS: u64 = 50_000;
+/// Most reviews that the API server is asked for at a time; more wait.
+pub const REVIEWS: usize = 32;
+/// Length of an API key, in bytes: 32 hex digits have 128 bits, which nobody guesses.
+pub const API_KEY_BYTES: RangeInclusive<usize> = 32..=512;
+/// Largest file of API keys, in bytes: what a Secret holds at most.
+pub const API_KEYS_BYTES: u64 = 1_024 * 1_024;

@@ -78,18 +78,40 @@ pub trait Records: Send + Sync + 'static {
     fn default_namespace(&self) -> &str;
 }
 
-/// Who asks, and where.
-#[derive(Clone)]
+/// Who asks, and where. Whether the caller may is decided before: see [`crate::auth`].
+#[derive(Clone, Debug)]
 pub struct Caller {
     /// Kubernetes namespace of the meters and events in question.
     pub namespace: String,
-    /// The caller's own bearer token, passed on to the Kubernetes API and never logged.
-    pub token: Option<String>,
+    /// With whose rights Meters and Customers are read and written.
+    pub acts_as: ActsAs,
 }
 
-impl fmt::Debug for Caller {
+impl Caller {
+    /// Somebody in a namespace for whom the gateway acts with its own rights.
+    pub fn trusted(namespace: impl Into<String>) -> Self {
+        Self { namespace: namespace.into(), acts_as: ActsAs::Gateway }
+    }
+}
+
+/// Who a caller is to the Kubernetes API.
+#[derive(Clone)]
+pub enum ActsAs {
+    /// The gateway itself: in `dev`, and where authentication is off, for callers without a token.
+    Gateway,
+    /// The holder of this bearer token, which is passed on to the Kubernetes API and never logged.
+    Token(String),
+    /// Nobody: the holder of an API key.
+    Nobody,
+}
+
+impl fmt::Debug for ActsAs {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Caller").field("namespace", &self.namespace).field("token", &self.token.as_ref().map(|_| "…")).finish()
+        f.write_str(match self {
+            Self::Gateway => "Gateway",
+            Self::Token(_) => "Token(…)",
+            Self::Nobody => "Nobody",
+        })
     }
 }
 

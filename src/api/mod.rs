@@ -28,3 +28,14 @@ pub const SKIP_CLEANUP: &str = "kubemeter.io/skip-cleanup";
 pub fn crds() -> Result<Vec<(&'static str, String)>, yaml::Error> {
     Ok(vec![("meters.yaml", yaml::to_string(&Meter::crd())?), ("customers.yaml", yaml::to_string(&Customer::crd())?)])
 }
+
+/// Whether a text is a namespace's name: an RFC 1123 label.
+pub fn is_namespace(name: &str) -> bool {
+    name.len() <= 63 && is_label(name)
+}
+
+/// Whether a text is made as an RFC 1123 label is, of any length.
+pub fn is_label(name: &str) -> bool {
+    let inside = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    !name.is_empty() && name.bytes().all(inside) && !name.starts_with('-') && !name.ends_with('-')
+}

@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::gateway::{self, GatewayParts};
 use super::{ClickhouseOptions, DevArgs};
+use crate::auth::Auth;
 use crate::catalog::Catalog;
 use crate::engine::{self, EngineOptions, EngineProcess, FolderLock};
 use crate::folder::{self, Folder};
@@ -47,7 +48,7 @@ pub async fn run(args: DevArgs) -> Result<(), String> {
     let served = CancellationToken::new();
     let work = folder::run(folder.clone(), reconciler, catalog.clone(), served.clone());
     let registry = FolderRegistry::new(folder);
-    let parts = GatewayParts { registry, catalog, clickhouse, namespace: args.namespace, known_customers_only: false };
+    let parts = GatewayParts { registry, catalog, clickhouse, namespace: args.namespace, auth: Auth::off(), known_customers_only: false };
     let serve = async {
         let result = gateway::serve(listener, parts, stop.clone()).await;
         served.cancel();

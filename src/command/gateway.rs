@@ -5,7 +5,8 @@ use std::sync::Arc;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use super::ClickhouseOptions;
+use super::{ClickhouseOptions, GatewayArgs};
+use crate::auth::{Auth, Cached, Keys, KubeReviewer, Times};
 use crate::catalog::Catalog;
 use crate::catalog_watch::watch_catalog;
 use crate::cluster;
@@ -25,6 +26,8 @@ pub struct GatewayParts<R: Registry> {
     pub clickhouse: ClickhouseOptions,
     /// Namespace of callers that name none and have none.
     pub namespace: String,
+    /// Who is let in.
+    pub auth: Auth,
     /// Refuse events whose subject no Customer has.
     pub known_customers_only: bool,
 }
@@ -37,7 +40,7 @@ pub async fn serve<R: Registry>(listener: tokio::net::TcpListener, parts: Gatewa
     let metrics = Arc::new(Metrics::new().map_err(|why| format!("metrics can't be set up: {why}"))?);
     let warehouse = parts.clickhouse.warehouse().await?;
     let service = Service::new(parts.registry, parts.catalog, warehouse, Arc::clone(&metrics), parts.namespace, parts.known_customers_only);
-    http::serve(listener, http::router(Arc::new(service), HttpOptions::new(metrics)), stop.cancelled_owned()).await;
+    http::serve(listener, http::router(Arc::new(service), HttpOptions::new(metrics, parts.auth)), stop.cancelled_owned()).await;
     Ok(())
 }
 
@@ -45,22 +48,26 @@ pub async fn serve<R: Registry>(listener: tokio::net::TcpListener, parts: Gatewa
 ///
 /// # Errors
 /// One line that says what could not be done, and why.
-pub async fn run(args: super::GatewayArgs) -> Result<(), String> {
+pub async fn run(args: GatewayArgs) -> Result<(), String> {
     let stop = super::stop::token(false)?;
     let config = cluster::config().await?;
     let listener = TcpListener::bind(args.listen)
         .await
         .map_err(|why| format!("can't listen on {}: {why}; choose another address with --listen or KUBEMETER_LISTEN", args.listen))?;
+    let keys = keys(&args)?;
+    let client = cluster::client(config.clone())?;
+    let auth = auth(&args, client.clone(), keys.clone())?;
     let catalog = Catalog::default();
-    let registry = KubeRegistry::new(config.clone())?;
+    let registry = KubeRegistry::new(config)?;
     // Watched until the last request is answered, and without end while the API server is away.
     let served = CancellationToken::new();
-    let watch = watch_catalog(cluster::client(config)?, args.watch_namespace, catalog.clone(), served.clone());
+    let watch = watch_catalog(client, args.watch_namespace, catalog.clone(), served.clone());
     let parts = GatewayParts {
         registry,
         catalog,
         clickhouse: args.clickhouse,
         namespace: args.namespace,
+        auth,
         known_customers_only: args.known_customers_only,
     };
     tracing::info!(listen = %args.listen, "gateway starts");
@@ -69,5 +76,32 @@ pub async fn run(args: super::GatewayArgs) -> Result<(), String> {
         served.cancel();
         result
     };
-    tokio::join!(serve, watch).0
+    let read_keys = async {
+        if let Some(keys) = keys {
+            keys.watch(served.clone()).await;
+        }
+    };
+    tokio::join!(serve, watch, read_keys).0
+}
+
+fn keys(args: &GatewayArgs) -> Result<Option<Arc<Keys>>, String> {
+    let Some(path) = &args.api_keys else { return Ok(None) };
+    let keys = Keys::open(path).map_err(|why| why.to_string())?;
+    tracing::info!(keys = keys.count(), "API keys are taken");
+    Ok(Some(Arc::new(keys)))
+}
+
+fn auth(args: &GatewayArgs, client: kube::Client, keys: Option<Arc<Keys>>) -> Result<Auth, String> {
+    if args.insecure_no_auth && args.api_keys.is_some() {
+        return Err("--api-keys and --insecure-no-auth contradict each other: with the latter nobody needs a key".to_owned());
+    }
+    if args.insecure_no_auth {
+        tracing::warn!(
+            "AUTHENTICATION IS OFF (--insecure-no-auth): whoever reaches this gateway can bring, read and cancel the usage of every \
+             namespace, and has the gateway's own rights on Meters and Customers"
+        );
+        return Ok(Auth::off());
+    }
+    let reviews = Cached::new(KubeReviewer::new(client, args.audience.clone()), Times::default())?;
+    Ok(Auth::on(reviews, keys, args.audience.clone(), args.role_prefix.clone()))
 }

@@ -12,6 +12,8 @@ pub mod dev;
 pub mod gateway;
 pub mod operator;
 pub mod stop;
+#[cfg(test)]
+mod tests;
 
 /// Exact usage metering for SaaS on Kubernetes, kept in ClickHouse.
 #[derive(Parser, Debug)]
@@ -73,8 +75,14 @@ impl ClickhouseOptions {
     /// A client for that ClickHouse. It need not answer yet.
     ///
     /// # Errors
-    /// When the password file can't be read.
+    /// When the URL has credentials in it, or the password file can't be read.
     pub async fn warehouse(&self) -> Result<Warehouse, String> {
+        // URLs are logged and told.
+        if self.clickhouse_url.contains('@') {
+            return Err(
+                "--clickhouse-url has a user or password in it: give them by --clickhouse-user and --clickhouse-password-file".to_owned()
+            );
+        }
         let password = match &self.clickhouse_password_file {
             None => String::new(),
             Some(file) => {
@@ -128,6 +136,19 @@ pub struct GatewayArgs {
     /// Watch one namespace only; default: all.
     #[arg(long, env = "KUBEMETER_WATCH_NAMESPACE")]
     pub watch_namespace: Option<String>,
+    /// Audience of the Kubernetes tokens that callers send; tokens for the API server itself are taken too.
+    #[arg(long, env = "KUBEMETER_AUDIENCE", default_value = "kubemeter", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    pub audience: String,
+    /// File of API keys for callers outside the cluster, a line each: NAME SHA256 NAMESPACE ACTIONS. Read again when it
+    /// changes.
+    #[arg(long, env = "KUBEMETER_API_KEYS")]
+    pub api_keys: Option<PathBuf>,
+    /// How the names begin of the ClusterRoles that a refused caller is told of, as `kubemeter` in `kubemeter:ingester`.
+    #[arg(long, env = "KUBEMETER_ROLE_PREFIX", default_value = "kubemeter")]
+    pub role_prefix: String,
+    /// Ask nobody for a token: whoever reaches the gateway may do everything.
+    #[arg(long, env = "KUBEMETER_INSECURE_NO_AUTH", default_value_t = false)]
+    pub insecure_no_auth: bool,
 }
 
 /// Options of `dev`.

@@ -70,7 +70,7 @@ fn lines(folder: &Folder) -> Vec<String> {
 }
 
 fn caller() -> Caller {
-    Caller { namespace: "shop".to_owned(), token: None }
+    Caller::trusted("shop")
 }
 
 fn spec(event_type: &str) -> MeterSpec {
@@ -238,7 +238,7 @@ async fn objects_are_written_as_manifests() {
     assert!(matches!(&conflict, ApiError::Conflict(why) if why.contains("exists already")), "{conflict}");
 
     // Two names that make the same file name share the file.
-    let dashes = Caller { namespace: "shop-m".to_owned(), token: None };
+    let dashes = Caller::trusted("shop-m");
     registry.create(&dashes, Meter::new("n", spec("a"))).await.unwrap();
     registry.create(&caller(), Meter::new("m-n", spec("a"))).await.unwrap();
     assert_eq!(crate::yaml::documents(&case.read("meter-shop-m-n.yaml")).len(), 2);
@@ -264,7 +264,7 @@ async fn what_an_api_server_refuses_is_refused_with_causes() {
     for name in ["", "A", "-a", "a-", "a..b", "a/b", &"a".repeat(64)] {
         assert!(registry.create(&caller(), Meter::new(name, spec("a"))).await.is_err(), "{name}");
     }
-    let outside = Caller { namespace: "../x".to_owned(), token: None };
+    let outside = Caller::trusted("../x");
     assert!(registry.create(&outside, Meter::new("m", spec("a"))).await.is_err());
     let mut twice = Customer::new("c", Default::default());
     twice.spec.subjects = vec!["a".to_owned(), "a".to_owned(), "\n".to_owned()];

@@ -6,23 +6,24 @@ use std::time::Duration;
 use axum::body::{Body, Bytes, HttpBody};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::BytesMut;
 use futures::StreamExt as _;
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::HttpOptions;
 use super::params::{self, Params};
 use super::problem::Problem;
+use crate::api::is_namespace;
+use crate::auth::{Action, Auth};
 use crate::limits;
 use crate::metering::{Caller, Records};
 use crate::telemetry::Metrics;
 
 /// Bytes of one permit of [`App::bodies`].
 const PERMIT_BYTES: usize = 1_024;
+/// What a body costs while it comes, when its length is not known beforehand: zstd's tables and buffers, measured, and some.
+const DECODER_BYTES: usize = 512 * 1_024;
 /// Longest name of a Meter, as its CRD has it.
 pub const METER_NAME: usize = 63;
 /// Longest name of a Customer: what Kubernetes allows.
@@ -34,6 +35,7 @@ pub struct App<S> {
     pub service: Arc<S>,
     /// Counters.
     pub metrics: Arc<Metrics>,
+    auth: Auth,
     body_timeout: Duration,
     bodies: Arc<Semaphore>,
 }
@@ -43,6 +45,7 @@ impl<S> Clone for App<S> {
         Self {
             service: Arc::clone(&self.service),
             metrics: Arc::clone(&self.metrics),
+            auth: self.auth.clone(),
             body_timeout: self.body_timeout,
             bodies: Arc::clone(&self.bodies),
         }
@@ -60,22 +63,23 @@ impl<S: Records> App<S> {
     /// Bundles what handlers share.
     pub fn new(service: Arc<S>, options: &HttpOptions) -> Self {
         let bodies = Arc::new(Semaphore::new(options.bodies_bytes / PERMIT_BYTES));
-        Self { service, metrics: Arc::clone(&options.metrics), body_timeout: options.body_timeout, bodies }
+        Self { service, metrics: Arc::clone(&options.metrics), auth: options.auth.clone(), body_timeout: options.body_timeout, bodies }
     }
 
-    /// Reads caller and parameters; `known` are the parameters besides `namespace`.
-    pub fn call(&self, parts: &Parts, known: &[&str]) -> Result<(Caller, Params), Problem> {
+    /// Lets the caller in and reads the parameters; `known` are those besides `namespace`.
+    pub async fn call(&self, parts: &Parts, known: &[&str], action: Action<'_>) -> Result<(Caller, Params), Problem> {
+        let identity = self.auth.identify(&parts.headers).await?;
         let params = Params::parse(parts.uri.query(), known)?;
-        let token = bearer(&parts.headers)?;
         let namespace = match params.one("namespace")? {
-            Some(name) if params::is_namespace(name) => name.to_owned(),
+            Some(name) if is_namespace(name) => name.to_owned(),
             Some(name) => {
                 let why = format_args!("{} is no namespace: write 1 to 63 of a-z, 0-9 and -", params::shown(name));
                 return Err(Problem::parameter("namespace", why));
             }
-            None => token.as_deref().and_then(namespace_of).unwrap_or_else(|| self.service.default_namespace().to_owned()),
+            None => identity.namespace().unwrap_or_else(|| self.service.default_namespace().to_owned()),
         };
-        Ok((Caller { namespace, token }, params))
+        self.auth.allow(&identity, &namespace, action).await?;
+        Ok((Caller { namespace, acts_as: identity.acts_as() }, params))
     }
 
     /// Reads a body into memory: as long, as fast and as many at a time as the limits allow.
@@ -90,6 +94,8 @@ impl<S: Records> App<S> {
         if expected > limits::BODY_BYTES {
             return Err(too_large());
         }
+        let length_is_known = body.size_hint().exact().is_some();
+        let _decoder = if length_is_known { None } else { Some(self.memory(DECODER_BYTES / PERMIT_BYTES)?) };
         let mut memory = self.memory(1 + expected / PERMIT_BYTES)?;
         let mut all = BytesMut::with_capacity(expected);
         let mut chunks = body.into_data_stream();
@@ -166,45 +172,4 @@ pub fn parse_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
     })?;
     json.end().map_err(|why| Problem::new(StatusCode::BAD_REQUEST, "invalid_json", why.to_string()))?;
     Ok(value)
-}
-
-/// The bearer token, if there is an `Authorization` at all.
-fn bearer(headers: &HeaderMap) -> Result<Option<String>, Problem> {
-    let Some(value) = headers.get(header::AUTHORIZATION) else { return Ok(None) };
-    let token = value.to_str().ok().and_then(|text| {
-        let (scheme, token) = text.split_once(' ')?;
-        let token = token.trim();
-        // RFC 6750's b64token.
-        let good = |b: u8| b.is_ascii_alphanumeric() || b"-._~+/=".contains(&b);
-        let bounded = (1..=limits::TOKEN_BYTES).contains(&token.len());
-        (scheme.eq_ignore_ascii_case("bearer") && bounded && token.bytes().all(good)).then(|| token.to_owned())
-    });
-    match token {
-        Some(token) => Ok(Some(token)),
-        None => Err(Problem::new(StatusCode::UNAUTHORIZED, "invalid_token", "Authorization: write Bearer and a service account's token")),
-    }
-}
-
-#[derive(Deserialize)]
-struct Claims {
-    #[serde(rename = "kubernetes.io")]
-    kubernetes: Option<KubernetesClaims>,
-    sub: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct KubernetesClaims {
-    namespace: Option<String>,
-}
-
-/// The namespace of the service account that a token is for.
-///
-/// The signature is not checked: this is only where an unnamed namespace defaults to. What the caller may do there is
-/// for the API server to say, which gets the very same token.
-fn namespace_of(token: &str) -> Option<String> {
-    let claims = URL_SAFE_NO_PAD.decode(token.split('.').nth(1)?.trim_end_matches('=')).ok()?;
-    let claims: Claims = serde_json::from_slice(&claims).ok()?;
-    let of_subject = || Some(claims.sub.as_deref()?.strip_prefix("system:serviceaccount:")?.split_once(':')?.0.to_owned());
-    let named = claims.kubernetes.and_then(|k| k.namespace).or_else(of_subject)?;
-    params::is_namespace(&named).then_some(named)
 }

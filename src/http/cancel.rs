@@ -11,6 +11,7 @@ use serde::Deserialize;
 use super::call::{App, METER_NAME};
 use super::params;
 use super::problem::Problem;
+use crate::auth::Action;
 use crate::limits;
 use crate::metering::{CancelRequest, CancelTarget, CancellationRecord, Cancelled, EventRef, Listing, Metering, Records, UsageQuery};
 
@@ -64,7 +65,7 @@ pub struct CancelFilter {
 )]
 pub async fn cancel<S: Metering + Records>(State(app): State<App<S>>, request: Request) -> Result<Json<Cancelled>, Problem> {
     let (parts, body) = request.into_parts();
-    let (caller, _) = app.call(&parts, &[])?;
+    let (caller, _) = app.call(&parts, &[], Action::Cancel).await?;
     let document: CancelDocument = app.json(&parts.headers, body).await?;
     Ok(Json(app.service.cancel_usage_events(&caller, checked(document)?).await?))
 }
@@ -76,7 +77,7 @@ pub async fn cancel<S: Metering + Records>(State(app): State<App<S>>, request: R
     responses((status = 200, description = "A page.", body = Listing<CancellationRecord>))
 )]
 pub async fn list<S: Metering + Records>(State(app): State<App<S>>, parts: Parts) -> Result<Json<Listing<CancellationRecord>>, Problem> {
-    let (caller, params) = app.call(&parts, &["limit", "continue"])?;
+    let (caller, params) = app.call(&parts, &["limit", "continue"], Action::List).await?;
     Ok(Json(app.service.list_cancellations(&caller, params.page()?).await?))
 }
 
@@ -91,7 +92,7 @@ pub async fn revert<S: Metering + Records>(
     Path(id): Path<String>,
     parts: Parts,
 ) -> Result<Json<CancellationRecord>, Problem> {
-    let (caller, _) = app.call(&parts, &[])?;
+    let (caller, _) = app.call(&parts, &[], Action::Revert).await?;
     let id = params::uuid("cancellationId", &id)?;
     Ok(Json(app.service.revert_cancellation(&caller, id).await?))
 }

@@ -11,6 +11,7 @@ use super::call::{App, CUSTOMER_NAME};
 use super::meters::{location, named, same};
 use super::params;
 use super::problem::Problem;
+use crate::auth::Action;
 use crate::metering::{CustomerDocument, Listing, Metering, Records};
 
 /// Creates a customer.
@@ -23,7 +24,7 @@ use crate::metering::{CustomerDocument, Listing, Metering, Records};
 )]
 pub async fn create<S: Metering + Records>(State(app): State<App<S>>, request: Request) -> Result<impl IntoResponse, Problem> {
     let (parts, body) = request.into_parts();
-    let (caller, _) = app.call(&parts, &[])?;
+    let (caller, _) = app.call(&parts, &[], Action::Proxy).await?;
     let customer: CustomerDocument = app.json(&parts.headers, body).await?;
     params::object_name(&customer.customer_id, CUSTOMER_NAME).map_err(|why| Problem::field("customerId", why))?;
     same("namespace", customer.namespace.as_deref(), &caller.namespace)?;
@@ -39,7 +40,7 @@ pub async fn create<S: Metering + Records>(State(app): State<App<S>>, request: R
     responses((status = 200, description = "A page.", body = Listing<CustomerDocument>))
 )]
 pub async fn list<S: Metering + Records>(State(app): State<App<S>>, parts: Parts) -> Result<Json<Listing<CustomerDocument>>, Problem> {
-    let (caller, params) = app.call(&parts, &["limit", "continue"])?;
+    let (caller, params) = app.call(&parts, &["limit", "continue"], Action::Proxy).await?;
     Ok(Json(app.service.fetch_all_customers(&caller, params.page()?).await?))
 }
 
@@ -56,7 +57,7 @@ pub async fn fetch<S: Metering + Records>(
     Path(customer_id): Path<String>,
     parts: Parts,
 ) -> Result<Json<CustomerDocument>, Problem> {
-    let (caller, _) = app.call(&parts, &[])?;
+    let (caller, _) = app.call(&parts, &[], Action::Proxy).await?;
     customer_name(&customer_id)?;
     Ok(Json(app.service.fetch_customer(&caller, &customer_id).await?))
 }
@@ -76,7 +77,7 @@ pub async fn update<S: Metering + Records>(
     request: Request,
 ) -> Result<Json<CustomerDocument>, Problem> {
     let (parts, body) = request.into_parts();
-    let (caller, _) = app.call(&parts, &[])?;
+    let (caller, _) = app.call(&parts, &[], Action::Proxy).await?;
     customer_name(&customer_id)?;
     let customer: CustomerDocument = named(app.json(&parts.headers, body).await?, "customerId", &customer_id)?;
     same("customerId", Some(&customer.customer_id), &customer_id)?;
@@ -97,7 +98,7 @@ pub async fn delete<S: Metering + Records>(
     Path(customer_id): Path<String>,
     parts: Parts,
 ) -> Result<(StatusCode, Json<Value>), Problem> {
-    let (caller, _) = app.call(&parts, &[])?;
+    let (caller, _) = app.call(&parts, &[], Action::Proxy).await?;
     customer_name(&customer_id)?;
     app.service.delete_customer(&caller, &customer_id).await?;
     Ok((StatusCode::ACCEPTED, Json(Value::Object(Map::new()))))

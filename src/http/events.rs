@@ -10,6 +10,7 @@ use uuid::Uuid;
 use super::call::App;
 use super::forms;
 use super::problem::Problem;
+use crate::auth::Action;
 use crate::limits;
 use crate::metering::{Error, EventFilter, Ingested, Listing, Metering, Records, RejectedEvent, StoredEvent};
 
@@ -30,7 +31,7 @@ use crate::metering::{Error, EventFilter, Ingested, Listing, Metering, Records, 
 )]
 pub async fn ingest<S: Metering + Records>(State(app): State<App<S>>, request: Request) -> Result<(StatusCode, Json<Ingested>), Problem> {
     let (parts, body) = request.into_parts();
-    let (caller, params) = app.call(&parts, &["atomic"])?;
+    let (caller, params) = app.call(&parts, &["atomic"], Action::Ingest).await?;
     let atomic = params.flag("atomic")?;
     // Held to the end: what is parsed shares the body's memory.
     let held = app.read(body).await?;
@@ -55,7 +56,7 @@ pub async fn ingest<S: Metering + Records>(State(app): State<App<S>>, request: R
     responses((status = 200, description = "A page.", body = Listing<StoredEvent>))
 )]
 pub async fn list<S: Metering + Records>(State(app): State<App<S>>, parts: Parts) -> Result<Json<Listing<StoredEvent>>, Problem> {
-    let (caller, params) = app.call(&parts, &["type", "subject", "customer", "from", "to", "limit", "continue"])?;
+    let (caller, params) = app.call(&parts, &["type", "subject", "customer", "from", "to", "limit", "continue"], Action::List).await?;
     let (from, to) = params.range()?;
     let text = |name| params.text(name, limits::ATTRIBUTE_BYTES);
     let filter = EventFilter { event_type: text("type")?, subject: text("subject")?, customer: text("customer")?, from, to };
@@ -72,7 +73,7 @@ pub async fn list_rejected<S: Metering + Records>(
     State(app): State<App<S>>,
     parts: Parts,
 ) -> Result<Json<Listing<RejectedEvent>>, Problem> {
-    let (caller, params) = app.call(&parts, &["limit", "continue"])?;
+    let (caller, params) = app.call(&parts, &["limit", "continue"], Action::List).await?;
     Ok(Json(app.service.list_rejected(&caller, params.page()?).await?))
 }
 
@@ -97,7 +98,7 @@ const MOST_REPLAYED: usize = limits::PAGE_MAX as usize;
 )]
 pub async fn replay<S: Metering + Records>(State(app): State<App<S>>, request: Request) -> Result<Json<Ingested>, Problem> {
     let (parts, body) = request.into_parts();
-    let (caller, _) = app.call(&parts, &[])?;
+    let (caller, _) = app.call(&parts, &[], Action::Ingest).await?;
     let only = match app.optional_json::<ReplayRequest>(&parts.headers, body).await?.and_then(|request| request.reject_ids) {
         None => Vec::new(),
         Some(ids) if (1..=MOST_REPLAYED).contains(&ids.len()) => ids,

@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 use super::call::{App, METER_NAME};
 use super::params;
 use super::problem::Problem;
+use crate::auth::Action;
 use crate::metering::{Listing, MeterDocument, Metering, Records};
 
 /// Creates a meter.
@@ -22,7 +23,7 @@ use crate::metering::{Listing, MeterDocument, Metering, Records};
 )]
 pub async fn create<S: Metering + Records>(State(app): State<App<S>>, request: Request) -> Result<impl IntoResponse, Problem> {
     let (parts, body) = request.into_parts();
-    let (caller, _) = app.call(&parts, &[])?;
+    let (caller, _) = app.call(&parts, &[], Action::Proxy).await?;
     let meter: MeterDocument = app.json(&parts.headers, body).await?;
     params::object_name(&meter.meter_id, METER_NAME).map_err(|why| Problem::field("meterId", why))?;
     same("namespace", meter.namespace.as_deref(), &caller.namespace)?;
@@ -38,7 +39,7 @@ pub async fn create<S: Metering + Records>(State(app): State<App<S>>, request: R
     responses((status = 200, description = "A page.", body = Listing<MeterDocument>))
 )]
 pub async fn list<S: Metering + Records>(State(app): State<App<S>>, parts: Parts) -> Result<Json<Listing<MeterDocument>>, Problem> {
-    let (caller, params) = app.call(&parts, &["limit", "continue"])?;
+    let (caller, params) = app.call(&parts, &["limit", "continue"], Action::Proxy).await?;
     Ok(Json(app.service.fetch_all_meters(&caller, params.page()?).await?))
 }
 
@@ -55,7 +56,7 @@ pub async fn fetch<S: Metering + Records>(
     Path(meter_id): Path<String>,
     parts: Parts,
 ) -> Result<Json<MeterDocument>, Problem> {
-    let (caller, _) = app.call(&parts, &[])?;
+    let (caller, _) = app.call(&parts, &[], Action::Proxy).await?;
     meter_name(&meter_id)?;
     Ok(Json(app.service.fetch_meter(&caller, &meter_id).await?))
 }
@@ -75,7 +76,7 @@ pub async fn update<S: Metering + Records>(
     request: Request,
 ) -> Result<Json<MeterDocument>, Problem> {
     let (parts, body) = request.into_parts();
-    let (caller, _) = app.call(&parts, &[])?;
+    let (caller, _) = app.call(&parts, &[], Action::Proxy).await?;
     meter_name(&meter_id)?;
     let meter: MeterDocument = named(app.json(&parts.headers, body).await?, "meterId", &meter_id)?;
     same("meterId", Some(&meter.meter_id), &meter_id)?;
@@ -96,7 +97,7 @@ pub async fn delete<S: Metering + Records>(
     Path(meter_id): Path<String>,
     parts: Parts,
 ) -> Result<(StatusCode, Json<Value>), Problem> {
-    let (caller, _) = app.call(&parts, &[])?;
+    let (caller, _) = app.call(&parts, &[], Action::Proxy).await?;
     meter_name(&meter_id)?;
     app.service.delete_meter(&caller, &meter_id).await?;
     Ok((StatusCode::ACCEPTED, Json(Value::Object(Map::new()))))

@@ -1,7 +1,8 @@
 //! The HTTP API: every path of the contract, over [`Metering`] and [`Records`] and nothing else.
 //!
 //! A request passes, from outside in: `observe` (id, log, count), `problem` (framework errors become problems), a catch
-//! for panics, the time limit, decompression; then a handler, which reads what it needs through `call` and `params`.
+//! for panics, the time limit, decompression; then a handler, which lets the caller in and reads what it needs through
+//! `call` and `params`.
 
 mod accept;
 mod call;
@@ -37,6 +38,7 @@ pub use openapi::openapi;
 pub use probes::probes;
 pub use serve::serve;
 
+use crate::auth::Auth;
 use crate::limits;
 use crate::metering::{Metering, Records};
 use crate::telemetry::Metrics;
@@ -45,6 +47,8 @@ use call::App;
 /// How the HTTP layer behaves.
 #[derive(Clone)]
 pub struct HttpOptions {
+    /// Who is let in.
+    pub auth: Auth,
     /// Where requests are counted.
     pub metrics: Arc<Metrics>,
     /// Longest wait for an answer, the body's reading included.
@@ -57,8 +61,9 @@ pub struct HttpOptions {
 
 impl HttpOptions {
     /// What production uses.
-    pub const fn new(metrics: Arc<Metrics>) -> Self {
+    pub const fn new(metrics: Arc<Metrics>, auth: Auth) -> Self {
         Self {
+            auth,
             metrics,
             request_timeout: Duration::from_secs(60),
             body_timeout: Duration::from_secs(30),

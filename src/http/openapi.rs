@@ -7,7 +7,7 @@ use axum::response::IntoResponse;
 use utoipa::openapi::path::{HttpMethod, Operation, Parameter, ParameterBuilder, ParameterIn};
 use utoipa::openapi::response::{Response, ResponseBuilder};
 use utoipa::openapi::schema::{ObjectBuilder, Type};
-use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
+use utoipa::openapi::security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{Content, PathItem, Ref, RefOr, Required};
 use utoipa::{Modify, OpenApi, ToSchema};
 
@@ -100,10 +100,10 @@ pub fn openapi_json(text: bytes::Bytes) -> axum::response::Response {
 /// Problems that a call may answer besides those that any call may, by its path and method.
 fn own_problems(path: &str, method: &HttpMethod) -> &'static [u16] {
     match (path, method) {
-        ("/meters" | "/customers", HttpMethod::Post) => &[403, 408, 409, 413, 415, 422, 429],
-        ("/meters/{meterId}" | "/customers/{customerId}", HttpMethod::Put) => &[403, 404, 408, 409, 413, 415, 422, 429],
-        ("/meters" | "/customers", _) => &[403, 410],
-        ("/meters/{meterId}" | "/customers/{customerId}", _) => &[403, 404],
+        ("/meters" | "/customers", HttpMethod::Post) => &[408, 409, 413, 415, 422, 429],
+        ("/meters/{meterId}" | "/customers/{customerId}", HttpMethod::Put) => &[404, 408, 409, 413, 415, 422, 429],
+        ("/meters" | "/customers", _) => &[410],
+        ("/meters/{meterId}" | "/customers/{customerId}", _) => &[404],
         ("/events", HttpMethod::Post) => &[408, 413, 415, 429],
         ("/events/rejected/replay", _) | ("/usage", _) => &[404, 408, 413, 415, 429],
         ("/usage/{meterId}", _) => &[404, 406],
@@ -115,8 +115,8 @@ fn own_problems(path: &str, method: &HttpMethod) -> &'static [u16] {
 fn meaning(status: u16) -> &'static str {
     match status {
         400 => "A parameter, a field or all events are wrong: `detail` names it, `rejected` lists the events.",
-        401 => "Authorization is no bearer token.",
-        403 => "The Kubernetes API does not allow it to this caller.",
+        401 => "No credentials, or nobody knows them; `detail` says what to send.",
+        403 => "The caller may not; `detail` names the right, and how to grant it.",
         404 => "There is none.",
         406 => "Accept admits neither application/json nor text/csv.",
         408 => "The body did not come in time.",
@@ -142,9 +142,13 @@ struct Shared;
 impl Modify for Shared {
     fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
         if let Some(components) = &mut document.components {
-            let scheme =
-                HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some("A Kubernetes service account's token.")).build();
+            let scheme = HttpBuilder::new()
+                .scheme(HttpAuthScheme::Bearer)
+                .description(Some("A Kubernetes token: for the audience `kubemeter`, or for the API server itself."))
+                .build();
             components.add_security_scheme("serviceAccount", SecurityScheme::Http(scheme));
+            let key = ApiKeyValue::with_description("X-Api-Key", "A key of the gateway's file of API keys, for events and usage.");
+            components.add_security_scheme("apiKey", SecurityScheme::ApiKey(ApiKey::Header(key)));
         }
         for (path, item) in &mut document.paths.paths {
             for (method, operation) in operations(item) {
@@ -154,15 +158,18 @@ impl Modify for Shared {
                 } else if probe {
                     &[]
                 } else {
-                    &[400, 401, 500, 503]
+                    &[400, 401, 403, 500, 503]
                 };
                 for status in common.iter().chain(own_problems(path, &method)) {
                     operation.responses.responses.insert(status.to_string(), RefOr::T(problem(*status)));
                 }
                 if !probe {
                     operation.parameters.get_or_insert_default().push(RefOr::T(namespace()));
-                    let token = SecurityRequirement::new::<_, [String; 0], String>("serviceAccount", []);
-                    operation.security = Some(vec![token, SecurityRequirement::default()]);
+                    let proxied = operation.tags.iter().flatten().any(|tag| tag == "meters" || tag == "customers");
+                    let schemes = ["serviceAccount"].into_iter().chain((!proxied).then_some("apiKey"));
+                    let one = |scheme| SecurityRequirement::new::<_, [String; 0], String>(scheme, []);
+                    // None is needed in `dev`.
+                    operation.security = Some(schemes.map(one).chain([SecurityRequirement::default()]).collect());
                 }
             }
         }

@@ -8,6 +8,7 @@ use jiff::{Timestamp, Unit};
 use uuid::Uuid;
 
 use super::problem::Problem;
+use crate::api::is_label;
 use crate::limits;
 use crate::metering::Page;
 
@@ -145,16 +146,6 @@ pub fn object_name(name: &str, max: usize) -> Result<(), String> {
         return Ok(());
     }
     Err(format!("{} is no name: write 1 to {max} of a-z, 0-9, - and ., starting and ending with a letter or digit", shown(name)))
-}
-
-/// Whether a text is an RFC 1123 label, as a namespace's name is.
-pub fn is_namespace(name: &str) -> bool {
-    name.len() <= 63 && is_label(name)
-}
-
-fn is_label(name: &str) -> bool {
-    let inside = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-    !name.is_empty() && name.bytes().all(inside) && !name.starts_with('-') && !name.ends_with('-')
 }
 
 /// Parses an id of ours.

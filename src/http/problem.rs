@@ -6,10 +6,14 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
+use crate::auth;
 use crate::metering::{Error, Ingested, Rejection};
 
 /// The media type of every error.
 pub const MEDIA_TYPE: &str = "application/problem+json";
+
+/// What a client is told to wait while the API server can't be asked for its rights, in seconds.
+const REVIEW_RETRY_AFTER: u32 = 5;
 
 /// An error as it is answered. Boxed: most requests have none.
 #[derive(Debug)]
@@ -129,6 +133,17 @@ impl From<Error> for Problem {
                 tracing::error!(error = message, "a request failed inside");
                 internal()
             }
+        }
+    }
+}
+
+impl From<auth::Error> for Problem {
+    fn from(error: auth::Error) -> Self {
+        let detail = error.to_string();
+        match error {
+            auth::Error::Unauthenticated { code, .. } => Self::new(StatusCode::UNAUTHORIZED, code, detail),
+            auth::Error::Forbidden(_) => Self::new(StatusCode::FORBIDDEN, "forbidden", detail),
+            auth::Error::Unavailable => Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", detail).retry_after(REVIEW_RETRY_AFTER),
         }
     }
 }

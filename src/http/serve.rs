@@ -29,7 +29,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Serves until `shutdown` is done, then finishes the requests in flight, within 25 s.
 pub async fn serve(listener: TcpListener, router: Router, shutdown: impl Future<Output = ()>) {
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(HEADERS_WITHIN);
+    http.timer(TokioTimer::new()).header_read_timeout(HEADERS_WITHIN).max_header_size(limits::HEAD_BYTES);
     let graceful = GracefulShutdown::new();
     let connections = Arc::new(Semaphore::new(limits::CONNECTIONS));
     let mut shutdown = std::pin::pin!(shutdown);

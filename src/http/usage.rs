@@ -14,6 +14,7 @@ use super::call::App;
 use super::meters::meter_name;
 use super::params::{self, FILTER, Params};
 use super::problem::{self, Problem};
+use crate::auth::Action;
 use crate::limits;
 use crate::metering::{Metering, Records, Usage, UsageQuery, WindowSize};
 
@@ -44,8 +45,9 @@ pub async fn fetch<S: Metering + Records>(
     Path(meter_id): Path<String>,
     parts: Parts,
 ) -> Result<Response, Problem> {
-    let (caller, params) = app.call(&parts, KNOWN)?;
+    // Before it is part of a question to the API server.
     meter_name(&meter_id)?;
+    let (caller, params) = app.call(&parts, KNOWN, Action::Usage(&meter_id)).await?;
     let format = accept::negotiate(&parts.headers)?;
     let query = query(&params)?;
     let columns = query.group_by.clone();

@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use super::{HasSpec, Kind, Registry};
 use crate::cluster;
 use crate::limits::PAGE_DEFAULT;
-use crate::metering::{Caller, Error, Listing, Page};
+use crate::metering::{ActsAs, Caller, Error, Listing, Page};
 
 /// Longest wait for one answer of the API server.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -22,8 +22,8 @@ const REPLACE_TRIES: usize = 5;
 /// What a client is told to wait while the API server is away, in seconds.
 const RETRY_AFTER: u32 = 5;
 
-/// Passes calls on to the Kubernetes API: with the caller's bearer token where there is one, else with the gateway's
-/// own rights.
+/// Passes calls on to the Kubernetes API: with the caller's bearer token, or with the gateway's own rights for a caller who
+/// acts as the gateway.
 #[derive(Clone)]
 pub struct KubeRegistry {
     own: Client,
@@ -48,9 +48,10 @@ impl KubeRegistry {
     where
         T: kube::Resource<DynamicType = (), Scope = K::Scope> + Clone + DeserializeOwned + Debug,
     {
-        let client = match &caller.token {
-            None => self.own.clone(),
-            Some(token) => cluster::with_token(&self.anonymous, token).map_err(|_| Error::Invalid {
+        let client = match &caller.acts_as {
+            ActsAs::Gateway => self.own.clone(),
+            ActsAs::Nobody => return Err(nobody()),
+            ActsAs::Token(token) => cluster::with_token(&self.anonymous, token).map_err(|_| Error::Invalid {
                 code: "invalid_token",
                 message: "the bearer token has characters that no token has: send `Authorization: Bearer TOKEN`".to_owned(),
             })?,
@@ -120,6 +121,18 @@ fn unavailable(why: &str) -> Error {
     Error::Unavailable { message: format!("the Kubernetes API server does not answer: {why}"), retry_after: RETRY_AFTER }
 }
 
+/// An API key is for events and usage: Kubernetes knows nobody of its name.
+fn nobody() -> Error {
+    Error::Upstream {
+        status: 403,
+        reason: "Forbidden".to_owned(),
+        message: "an API key can't read or change Meters and Customers, nor on- or offboard tenants: send a Kubernetes token \
+                  instead, as `kubectl create token SERVICE_ACCOUNT` makes"
+            .to_owned(),
+        causes: Vec::new(),
+    }
+}
+
 fn refused(error: kube::Error) -> Error {
     match error {
         kube::Error::Api(status) => answered(*status),
@@ -140,6 +153,14 @@ fn answered(status: Status) -> Error {
             status: 410,
             reason: status.reason,
             message: "the continue token has expired: start the listing again without it".to_owned(),
+            causes: Vec::new(),
+        },
+        401 => Error::Upstream {
+            status: 401,
+            reason: status.reason,
+            message: "the Kubernetes API server, which decides about Meters and Customers, does not take this token: send one for its \
+                      own audience, as `kubectl create token SERVICE_ACCOUNT` makes"
+                .to_owned(),
             causes: Vec::new(),
         },
         code => Error::Upstream {

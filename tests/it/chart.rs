@@ -128,6 +128,11 @@ fn wrong_values_are_refused_with_a_message() {
         ("image.repository=", "image.repository is missing: build the Dockerfile"),
         ("image.digest=sha256:12", "/image/digest'"),
         ("watchNamespace=a_b", "/watchNamespace'"),
+        ("auth.enabled=no", "/auth/enabled': got string, want boolean"),
+        ("auth.audience=", "/auth/audience': minLength"),
+        ("auth.apiKeys.secret=keys", "'secret' not allowed"),
+        ("auth.apiKeys.existingSecret=Keys", "/auth/apiKeys/existingSecret'"),
+        ("rbac.tokenlessCallers=true", "rbac.tokenlessCallers is for auth.enabled=false"),
         ("log.format=xml", "/log/format': value must be one of 'text', 'json'"),
         ("service.port=70000", "/service/port': maximum"),
         ("rbac.create=perhaps", "/rbac/create': got string, want boolean"),
@@ -193,6 +198,7 @@ async fn it_is_installed_upgraded_rolled_back_and_uninstalled() {
     release.helm("rollback", &["1"]);
     assert_eq!(replicas().await, Some(2));
     users_may_what_their_roles_say(plane, &namespace).await;
+    workloads_may_what_their_roles_say(plane, &namespace).await;
 
     let made = release.manifest();
     assert!(made.len() >= 11, "{made:?}");
@@ -231,6 +237,28 @@ async fn users_may_what_their_roles_say(plane: &ControlPlane, namespace: &str) {
             let can = |verb: &str| kubectl(&["auth", "can-i", verb, resource, &format!("--as={role}")]).is_ok();
             eventually(&format!("{role} may {may} {resource}"), async || (can(may) && can("get")).then_some(())).await;
             assert!(!can(may_not), "{role} may {may_not} {resource}");
+        }
+        // What the gateway asks for.
+        let reads = [("get", "meters/usage"), ("list", "usageevents")];
+        let writes = [("create", "usageevents"), ("update", "usageevents"), ("delete", "usageevents")];
+        for (right, expected) in reads.map(|right| (right, true)).into_iter().chain(writes.map(|right| (right, role != "view"))) {
+            assert_eq!(plane.may(role, right.0, right.1, namespace, None).await, expected, "{role}: {right:?}");
+        }
+    }
+}
+
+/// The two ready roles have one right each. The command of a refusal grants it.
+async fn workloads_may_what_their_roles_say(plane: &ControlPlane, namespace: &str) {
+    let kubectl = |arguments: &[&str]| kubectl(plane, namespace, arguments);
+    let all = [("create", "usageevents"), ("list", "usageevents"), ("delete", "usageevents"), ("get", "meters/usage")];
+    for (role, its) in [("ingester", all[0]), ("usage-reader", all[3])] {
+        let cluster_role = format!("--clusterrole={namespace}:usage-kubemeter:{role}");
+        kubectl(&["create", "rolebinding", role, &cluster_role, &format!("--serviceaccount={namespace}:{role}")]).unwrap();
+        let user = format!("system:serviceaccount:{namespace}:{role}");
+        let can = async |(verb, resource)| plane.may(&user, verb, resource, namespace, None).await;
+        eventually(&format!("the right of {role}"), async || can(its).await.then_some(())).await;
+        for right in all {
+            assert_eq!(can(right).await, right == its, "{role}: {right:?}");
         }
     }
 }

@@ -248,26 +248,30 @@ impl<'a> User<'a> {
     }
 }
 
-/// The two roles of a release.
+/// The roles of a release's programs.
 struct Roles {
     wide: Api<ClusterRole>,
     wide_name: String,
     wide_rules: Vec<PolicyRule>,
+    reviews_rules: Vec<PolicyRule>,
     lease: Api<Role>,
     lease_rules: Vec<PolicyRule>,
 }
 
 impl Roles {
-    async fn read(client: &Client, namespace: &str) -> Self {
+    async fn read(client: &Client, namespace: &str, with_reviews: bool) -> Self {
         let (wide, lease) = (Api::<ClusterRole>::all(client.clone()), Api::<Role>::namespaced(client.clone(), namespace));
         let wide_name = format!("{namespace}:usage-kubemeter");
         let wide_rules = wide.get(&wide_name).await.unwrap().rules.unwrap();
         let lease_rules = lease.get("usage-kubemeter-lease").await.unwrap().rules.unwrap();
-        Self { wide, wide_name, wide_rules, lease, lease_rules }
+        let reviews = wide.get_opt(&format!("{wide_name}:reviews")).await.unwrap();
+        assert_eq!(reviews.is_some(), with_reviews, "only where callers are asked for tokens");
+        let reviews_rules = reviews.and_then(|role| role.rules).unwrap_or_default();
+        Self { wide, wide_name, wide_rules, reviews_rules, lease, lease_rules }
     }
 
     fn all(&self) -> BTreeSet<Right> {
-        self.wide_rules.iter().chain(&self.lease_rules).flat_map(rights).collect()
+        self.wide_rules.iter().chain(&self.reviews_rules).chain(&self.lease_rules).flat_map(rights).collect()
     }
 
     /// Leaves of the chart's rules what is in `rights`.
@@ -281,6 +285,10 @@ impl Roles {
             Patch::Merge(json!({"rules": rules.iter().flat_map(some).collect::<Vec<_>>()}))
         };
         self.wide.patch(&self.wide_name, &PatchParams::default(), &of(&self.wide_rules)).await.unwrap();
+        if !self.reviews_rules.is_empty() {
+            let name = format!("{}:reviews", self.wide_name);
+            self.wide.patch(&name, &PatchParams::default(), &of(&self.reviews_rules)).await.unwrap();
+        }
         self.lease.patch("usage-kubemeter-lease", &PatchParams::default(), &of(&self.lease_rules)).await.unwrap();
     }
 
@@ -316,9 +324,9 @@ async fn each_right_is_needed_and_none_is_missing() {
     let url = format!("clickhouse.url={}", clickhouse.url());
     let crds: Api<CustomResourceDefinition> = Api::all(client.clone());
     for tokenless in [false, true] {
-        let switch = format!("rbac.tokenlessCallers={tokenless}");
+        let switch = format!("auth.enabled={},rbac.tokenlessCallers={tokenless}", !tokenless);
         release.helm("install", &[CHART, "--set", "image.repository=kubemeter", "--set", &url, "--set", &switch]);
-        let roles = Roles::read(&client, &namespace).await;
+        let roles = Roles::read(&client, &namespace, !tokenless).await;
         let account = async || {
             let namespace = plane.namespace().await;
             let mut token = None;
@@ -328,8 +336,11 @@ async fn each_right_is_needed_and_none_is_missing() {
                 let ann = format!("{namespace}:ann");
                 kubectl(&plane, &namespace, &["create", "rolebinding", "ann", "--clusterrole=edit", &format!("--serviceaccount={ann}")])
                     .unwrap();
-                let can = ["auth", "can-i", "create", "meters.kubemeter.io", "--as", &format!("system:serviceaccount:{ann}")];
-                eventually("edit has the chart's rights", async || kubectl(&plane, &namespace, &can).is_ok().then_some(())).await;
+                let user = format!("system:serviceaccount:{ann}");
+                for (verb, resource) in [("create", "meters"), ("create", "usageevents"), ("get", "meters/usage")] {
+                    let can = async || plane.may(&user, verb, resource, &namespace, None).await.then_some(());
+                    eventually("edit has the chart's rights", can).await;
+                }
             }
             (namespace, token)
         };
@@ -346,10 +357,11 @@ async fn each_right_is_needed_and_none_is_missing() {
         assert!(holder.starts_with("usage-1_"), "{holder}");
         let said = pod.said();
         assert!(pod.refused().is_empty() && !said.to_lowercase().contains("forbidden"), "{said}");
+        assert_eq!(said.contains("AUTHENTICATION IS OFF"), tokenless, "it is said loudly, and only where it is true");
         if !tokenless {
             someone
                 .without_token()
-                .done(Method::POST, "/meters", json!({"meterId": "m", "eventType": "e", "aggregation": "Count"}), 403)
+                .done(Method::POST, "/meters", json!({"meterId": "m", "eventType": "e", "aggregation": "Count"}), 401)
                 .await;
         }
         drop(someone);

@@ -24,5 +24,7 @@ mod operator;
 mod parity;
 mod registry;
 mod rig;
+mod rights;
+mod secrets;
 mod whole;
 mod windows;

@@ -6,7 +6,7 @@ use k8s_openapi::api::rbac::v1::{PolicyRule, Role, RoleBinding, RoleRef, Subject
 use kube::ResourceExt;
 use kube::api::{Api, ObjectMeta, PostParams};
 use kubemeter::api::{Aggregation, Customer, CustomerSpec, Meter, MeterSpec};
-use kubemeter::metering::{Caller, Error, Page};
+use kubemeter::metering::{ActsAs, Caller, Error, Page};
 use kubemeter::registry::{KubeRegistry, Registry};
 
 use crate::cluster::{admin, install_crds};
@@ -15,7 +15,7 @@ use crate::support::ControlPlane;
 async fn start() -> (KubeRegistry, Caller) {
     let plane = ControlPlane::shared();
     install_crds(&plane.client().await).await;
-    let caller = Caller { namespace: plane.namespace().await, token: None };
+    let caller = Caller::trusted(plane.namespace().await);
     (KubeRegistry::new(admin().await).unwrap(), caller)
 }
 
@@ -103,14 +103,14 @@ async fn the_callers_token_decides() {
     let plane = ControlPlane::shared();
     let client = plane.client().await;
     let token = plane.service_account(&own.namespace, "shop", None).await;
-    let caller = Caller { token: Some(token), ..own.clone() };
+    let caller = Caller { acts_as: ActsAs::Token(token), ..own.clone() };
 
     let refused = registry.get::<Meter>(&caller, "calls").await;
     assert!(matches!(&refused, Err(Error::Upstream { status: 403, reason, .. }) if reason == "Forbidden"), "{refused:?}");
-    let unknown = Caller { token: Some("nobody's".into()), ..own.clone() };
+    let unknown = Caller { acts_as: ActsAs::Token("nobody's".into()), ..own.clone() };
     let refused = registry.get::<Meter>(&unknown, "calls").await;
     assert!(matches!(refused, Err(Error::Upstream { status: 401, .. })), "{refused:?}");
-    let broken = Caller { token: Some("a\nb".into()), ..own.clone() };
+    let broken = Caller { acts_as: ActsAs::Token("a\nb".into()), ..own.clone() };
     assert!(matches!(registry.get::<Meter>(&broken, "calls").await, Err(Error::Invalid { code: "invalid_token", .. })));
 
     let named = |name: &str| ObjectMeta { name: Some(name.into()), ..Default::default() };
@@ -145,7 +145,7 @@ async fn an_api_server_that_is_away_is_unavailable() {
     let mut config = admin().await;
     config.cluster_url = "https://127.0.0.1:1".parse().unwrap();
     let registry = KubeRegistry::new(config).unwrap();
-    let caller = Caller { namespace: "default".into(), token: Some("t".into()) };
+    let caller = Caller { namespace: "default".into(), acts_as: ActsAs::Token("t".into()) };
     let away = registry.get::<Meter>(&caller, "calls").await;
     assert!(matches!(&away, Err(Error::Unavailable { message, .. }) if message.contains("refused")), "{away:?}");
 }

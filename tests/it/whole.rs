@@ -30,6 +30,8 @@ struct Whole {
     client: kube::Client,
     clickhouse: ClickHouse,
     gateway_address: String,
+    /// Of somebody who may do everything here.
+    token: String,
     processes: Vec<Process>,
 }
 
@@ -38,13 +40,11 @@ impl Whole {
         let plane = ControlPlane::shared();
         let client = kube::Client::try_from(admin().await).unwrap();
         install_crds(&client).await;
-        let mut whole = Self {
-            namespace: plane.namespace().await,
-            client,
-            clickhouse: ClickHouse::start_own(),
-            gateway_address: free_address(),
-            processes: vec![],
-        };
+        let namespace = plane.namespace().await;
+        let token = plane.service_account(&namespace, "ann", None).await;
+        plane.grant(&namespace, "ann", &[(&["*"], &["*"], &[])]).await;
+        let mut whole =
+            Self { namespace, client, clickhouse: ClickHouse::start_own(), gateway_address: free_address(), token, processes: vec![] };
         let operator = whole.run("operator", &free_address(), &["--leader-election=false"]);
         let gateway = whole.run("gateway", &whole.gateway_address.clone(), &[]);
         whole.processes = vec![operator, gateway];
@@ -77,7 +77,7 @@ impl Whole {
         let sign = if path.contains('?') { '&' } else { '?' };
         let url = format!("http://{}{path}{sign}namespace={}", self.gateway_address, self.namespace);
         let url = if path.starts_with("/readyz") { format!("http://{}{path}", self.gateway_address) } else { url };
-        let answer = reqwest::Client::new().request(method, url).json(&body).send().await.ok()?;
+        let answer = reqwest::Client::new().request(method, url).bearer_auth(&self.token).json(&body).send().await.ok()?;
         Some((answer.status().as_u16(), answer.json().await.unwrap_or_default()))
     }
 

@@ -5,7 +5,9 @@ use std::process::Command;
 use std::sync::OnceLock;
 
 use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
+use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
 use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
+use k8s_openapi::api::rbac::v1::{PolicyRule, Role, RoleBinding, RoleRef, Subject};
 use kube::Client;
 use kube::api::{Api, ObjectMeta, PostParams};
 use kube::config::{Config, KubeConfigOptions, Kubeconfig};
@@ -67,6 +69,54 @@ impl ControlPlane {
         let account = ServiceAccount { metadata, ..Default::default() };
         api.create(&PostParams::default(), &account).await.expect("an administrator may");
         self.token(namespace, name, audience).await
+    }
+
+    /// Gives a service account exactly these rights in a namespace: (verbs, resources of kubemeter.io, names or none).
+    /// Returns when the API server goes by them.
+    pub async fn grant(&self, namespace: &str, name: &str, rules: &[(&[&str], &[&str], &[&str])]) {
+        let client = self.client().await;
+        let texts = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
+        let rule = |(verbs, resources, names): &(&[&str], &[&str], &[&str])| PolicyRule {
+            api_groups: Some(vec!["kubemeter.io".into()]),
+            verbs: texts(verbs),
+            resources: Some(texts(resources)),
+            resource_names: (!names.is_empty()).then(|| texts(names)),
+            ..Default::default()
+        };
+        let metadata = ObjectMeta { name: Some(name.into()), ..Default::default() };
+        let role = Role { metadata: metadata.clone(), rules: Some(rules.iter().map(rule).collect()) };
+        Api::namespaced(client.clone(), namespace).create(&PostParams::default(), &role).await.expect("an administrator may");
+        let role_ref = RoleRef { api_group: Some("rbac.authorization.k8s.io".into()), kind: "Role".into(), name: name.into() };
+        let subject = Subject { kind: "ServiceAccount".into(), name: name.into(), namespace: Some(namespace.into()), ..Default::default() };
+        let binding = RoleBinding { metadata, role_ref, subjects: Some(vec![subject]) };
+        Api::namespaced(client.clone(), namespace).create(&PostParams::default(), &binding).await.expect("an administrator may");
+
+        let user = format!("system:serviceaccount:{namespace}:{name}");
+        for (verbs, resources, names) in rules {
+            for (verb, resource) in verbs.iter().flat_map(|verb| resources.iter().map(move |resource| (verb, resource))) {
+                let name = names.first().copied();
+                super::eventually("the role's rights", async || self.may(&user, verb, resource, namespace, name).await.then_some(())).await;
+            }
+        }
+    }
+
+    /// Whether a user may do something with a resource (or `resource/subresource`) of kubemeter.io. `kubectl auth can-i`
+    /// knows only resources that can be listed.
+    pub async fn may(&self, user: &str, verb: &str, resource: &str, namespace: &str, name: Option<&str>) -> bool {
+        let (resource, subresource) = resource.split_once('/').map_or((resource, None), |(r, s)| (r, Some(s.to_owned())));
+        let attributes = ResourceAttributes {
+            namespace: Some(namespace.into()),
+            verb: Some(verb.into()),
+            group: Some("kubemeter.io".into()),
+            resource: Some(resource.into()),
+            subresource,
+            name: name.map(str::to_owned),
+            ..Default::default()
+        };
+        let spec = SubjectAccessReviewSpec { user: Some(user.into()), resource_attributes: Some(attributes), ..Default::default() };
+        let review = SubjectAccessReview { spec, ..Default::default() };
+        let answer = Api::all(self.client().await).create(&PostParams::default(), &review).await.expect("an administrator may");
+        answer.status.expect("it is answered").allowed
     }
 
     /// Makes a token of a service account for `audience` (`None`: the API server itself).

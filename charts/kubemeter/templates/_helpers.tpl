@@ -48,10 +48,28 @@ securityContext:
   allowPrivilegeEscalation: false
   capabilities: {drop: [ALL]}
   readOnlyRootFilesystem: true
-{{- if .Values.clickhouse.existingSecret }}
+{{- $keys := and .gateway .Values.auth.enabled .Values.auth.apiKeys.existingSecret }}
+{{- if or .Values.clickhouse.existingSecret $keys }}
 volumeMounts:
+  {{- if .Values.clickhouse.existingSecret }}
   - {name: clickhouse, mountPath: /etc/kubemeter/clickhouse, readOnly: true}
+  {{- end }}
+  {{- if $keys }}
+  - {name: api-keys, mountPath: /etc/kubemeter/api-keys, readOnly: true}
+  {{- end }}
 {{- end }}
+{{- end -}}
+
+{{- define "kubemeter.authEnv" -}}
+{{- if .Values.auth.enabled -}}
+- {name: KUBEMETER_AUDIENCE, value: {{ .Values.auth.audience | quote }}}
+- {name: KUBEMETER_ROLE_PREFIX, value: {{ include "kubemeter.clusterName" . | quote }}}
+{{- if .Values.auth.apiKeys.existingSecret }}
+- {name: KUBEMETER_API_KEYS, value: /etc/kubemeter/api-keys/api-keys}
+{{- end }}
+{{- else -}}
+- {name: KUBEMETER_INSECURE_NO_AUTH, value: "true"}
+{{- end -}}
 {{- end -}}
 
 {{- define "kubemeter.env" -}}

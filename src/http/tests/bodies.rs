@@ -100,6 +100,13 @@ async fn bodies_share_a_bounded_memory() {
         let response = router.clone().oneshot(with_json("POST", "/events", &body)).await.unwrap();
         assert_eq!(response.status(), 202);
     }
+    // A decompressor has a price, too, and gives it back.
+    let packed = || encoded("gzip", gzip(EVENTS.as_bytes()));
+    assert_eq!(router.clone().oneshot(packed()).await.unwrap().status(), 429);
+    let enough = super::router(fake, HttpOptions { bodies_bytes: 1024 * 1024, ..options() });
+    for _ in 0..10 {
+        assert_eq!(enough.clone().oneshot(packed()).await.unwrap().status(), 202);
+    }
 }
 
 #[tokio::test]

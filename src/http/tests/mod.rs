@@ -55,7 +55,7 @@ impl Answer {
 }
 
 pub fn options() -> HttpOptions {
-    HttpOptions::new(Arc::new(Metrics::new().unwrap()))
+    HttpOptions::new(Arc::new(Metrics::new().unwrap()), crate::auth::Auth::off())
 }
 
 pub fn request(method: &str, uri: &str) -> request::Builder {

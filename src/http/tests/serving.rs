@@ -13,6 +13,7 @@ use super::fake::Fake;
 use super::*;
 use crate::http::serve;
 use crate::http::serve::{Impatient, WRITE_WITHIN};
+use crate::limits;
 
 async fn started(fake: &Arc<Fake>) -> (SocketAddr, oneshot::Sender<()>, JoinHandle<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -64,6 +65,27 @@ async fn headers_that_do_not_come_close_the_connection() {
     let closed = tokio::time::timeout(Duration::from_secs(300), slow.read_to_end(&mut answer)).await;
     assert!(closed.is_ok(), "it stays open");
     assert!(!String::from_utf8_lossy(&answer).contains("200 OK"));
+}
+
+#[tokio::test]
+async fn a_head_that_is_too_long_is_refused() {
+    let fake = Arc::new(Fake::default());
+    let (address, _stop, _server) = started(&fake).await;
+    let asked = async |headers: String| {
+        let mut client = TcpStream::connect(address).await.unwrap();
+        // It may close before it has read all.
+        let _ = client.write_all(format!("GET /meters HTTP/1.1\r\nhost: a\r\nconnection: close\r\n{headers}\r\n").as_bytes()).await;
+        let mut answer = Vec::new();
+        let _ = client.read_to_end(&mut answer).await;
+        String::from_utf8_lossy(&answer).lines().next().unwrap_or_default().to_owned()
+    };
+    let (long, many) = (|bytes| format!("a: {}\r\n", "x".repeat(bytes)), |count| "a: x\r\n".repeat(count));
+    assert_eq!(asked(long(limits::TOKEN_BYTES)).await, "HTTP/1.1 200 OK");
+    assert_eq!(asked(many(90)).await, "HTTP/1.1 200 OK");
+    // hyper's own bound is 100.
+    assert_eq!(asked(many(200)).await, "HTTP/1.1 431 Request Header Fields Too Large");
+    assert_eq!(asked(long(limits::HEAD_BYTES)).await, "HTTP/1.1 431 Request Header Fields Too Large");
+    assert_eq!(fake.calls.lock().unwrap().len(), 2);
 }
 
 #[tokio::test(start_paused = true)]

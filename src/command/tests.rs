@@ -1,0 +1,30 @@
+//! Options, and what is refused before anything starts.
+
+use super::*;
+
+#[tokio::test]
+async fn a_url_with_a_password_is_refused_without_a_word_of_it() {
+    let options = |url: &str| ClickhouseOptions {
+        clickhouse_url: url.to_owned(),
+        clickhouse_database: "kubemeter".to_owned(),
+        clickhouse_user: "default".to_owned(),
+        clickhouse_password_file: None,
+    };
+    assert!(options("http://clickhouse:8123").warehouse().await.is_ok());
+    let why = options("http://default:hunter2@clickhouse:8123").warehouse().await.err().unwrap();
+    assert!(why.contains("--clickhouse-password-file") && !why.contains("hunter2"), "{why}");
+}
+
+#[test]
+fn authentication_is_on_unless_it_is_switched_off() {
+    let args = |more: &[&str]| {
+        let all = ["kubemeter", "gateway", "--clickhouse-url", "http://c"];
+        match Cli::try_parse_from(all.iter().chain(more)).map(|cli| cli.command) {
+            Ok(Command::Gateway(args)) => Some((args.insecure_no_auth, args.audience)),
+            _ => None,
+        }
+    };
+    assert_eq!(args(&[]), Some((false, "kubemeter".to_owned())));
+    assert_eq!(args(&["--insecure-no-auth", "--audience", "usage"]), Some((true, "usage".to_owned())));
+    assert_eq!(args(&["--audience", ""]), None, "an empty audience is the API server's");
+}
