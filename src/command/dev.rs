@@ -36,9 +36,7 @@ pub async fn run(args: DevArgs) -> Result<(), String> {
     };
     let clickhouse = ClickhouseOptions {
         clickhouse_url: engine.as_ref().map(|engine| engine.url().to_owned()).or(args.clickhouse_url).unwrap_or_default(),
-        clickhouse_database: "kubemeter".to_owned(),
-        clickhouse_user: "default".to_owned(),
-        clickhouse_password_file: None,
+        account: args.account,
     };
     let reconciler = Reconciler::connect(&clickhouse).await?;
     let catalog = Catalog::default();
@@ -88,7 +86,7 @@ fn greet(address: SocketAddr, manifests: &Path, data_dir: &Path, folder: &Folder
     println!("  Data        {}", data_dir.display());
     println!(
         "  ClickHouse  {0}  (try: curl '{0}/?database={1}' -d 'SHOW TABLES')",
-        clickhouse.clickhouse_url, clickhouse.clickhouse_database
+        clickhouse.clickhouse_url, clickhouse.account.clickhouse_database
     );
 }
 

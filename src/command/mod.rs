@@ -60,6 +60,14 @@ pub struct ClickhouseOptions {
     /// HTTP interface of ClickHouse.
     #[arg(long, env = "KUBEMETER_CLICKHOUSE_URL")]
     pub clickhouse_url: String,
+    /// As whom, and where in it.
+    #[command(flatten)]
+    pub account: ClickhouseAccount,
+}
+
+/// As whom ClickHouse is used, and where in it.
+#[derive(Args, Clone, Debug)]
+pub struct ClickhouseAccount {
     /// Database of Kubemeter's tables; made when missing.
     #[arg(long, env = "KUBEMETER_CLICKHOUSE_DATABASE", default_value = "kubemeter")]
     pub clickhouse_database: String,
@@ -83,7 +91,7 @@ impl ClickhouseOptions {
                 "--clickhouse-url has a user or password in it: give them by --clickhouse-user and --clickhouse-password-file".to_owned()
             );
         }
-        let password = match &self.clickhouse_password_file {
+        let password = match &self.account.clickhouse_password_file {
             None => String::new(),
             Some(file) => {
                 tokio::fs::read_to_string(file).await.map_err(|why| format!("can't read the password file {}: {why}", file.display()))?
@@ -91,8 +99,8 @@ impl ClickhouseOptions {
         };
         Ok(Warehouse::new(&WarehouseOptions {
             url: self.clickhouse_url.clone(),
-            database: self.clickhouse_database.clone(),
-            user: self.clickhouse_user.clone(),
+            database: self.account.clickhouse_database.clone(),
+            user: self.account.clickhouse_user.clone(),
             password: password.trim_end().to_owned(),
         }))
     }
@@ -166,6 +174,9 @@ pub struct DevArgs {
     /// Use this ClickHouse server instead of the embedded engine.
     #[arg(long, env = "KUBEMETER_CLICKHOUSE_URL")]
     pub clickhouse_url: Option<String>,
+    /// As whom that server is used, and where in it.
+    #[command(flatten)]
+    pub account: ClickhouseAccount,
     /// The engine's library file; default: where `make setup` put it.
     #[arg(long, env = "KUBEMETER_ENGINE")]
     pub engine: Option<PathBuf>,

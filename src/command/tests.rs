@@ -6,9 +6,11 @@ use super::*;
 async fn a_url_with_a_password_is_refused_without_a_word_of_it() {
     let options = |url: &str| ClickhouseOptions {
         clickhouse_url: url.to_owned(),
-        clickhouse_database: "kubemeter".to_owned(),
-        clickhouse_user: "default".to_owned(),
-        clickhouse_password_file: None,
+        account: ClickhouseAccount {
+            clickhouse_database: "kubemeter".to_owned(),
+            clickhouse_user: "default".to_owned(),
+            clickhouse_password_file: None,
+        },
     };
     assert!(options("http://clickhouse:8123").warehouse().await.is_ok());
     let why = options("http://default:hunter2@clickhouse:8123").warehouse().await.err().unwrap();

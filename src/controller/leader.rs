@@ -43,9 +43,9 @@ pub struct Params {
 }
 
 impl Params {
-    /// A dead leader's successor starts within 30 s; a leader may be without API server for 12 s at least.
+    /// A dead leader's successor starts within 15 s; a leader may be without API server for 4 s at least.
     pub fn new(namespace: String, identity: String) -> Self {
-        Self { namespace, name: LEASE.to_owned(), identity, duration: Duration::from_secs(30), grace: Duration::from_secs(15) }
+        Self { namespace, name: LEASE.to_owned(), identity, duration: Duration::from_secs(12), grace: Duration::from_secs(6) }
     }
 
     /// When a lease renewed at that time is ours no more: before another can take it.

@@ -9,7 +9,7 @@ use kube::{Client, ResourceExt};
 use kubemeter::api::{
     Aggregation, ConditionType, Conditions, Customer, CustomerSpec, CustomerStatus, FINALIZER, Meter, MeterSpec, Reason, SKIP_CLEANUP,
 };
-use kubemeter::command::ClickhouseOptions;
+use kubemeter::command::{ClickhouseAccount, ClickhouseOptions};
 use kubemeter::controller::{self, Backoff, Managed, Options, Setup, Work};
 use kubemeter::reconcile::{Error, Notice, Outcome, Reconciler};
 use kubemeter::telemetry::Metrics;
@@ -68,9 +68,11 @@ impl Running {
 async fn without_clickhouse() -> Reconciler {
     let options = ClickhouseOptions {
         clickhouse_url: "http://127.0.0.1:1".into(),
-        clickhouse_database: "kubemeter".into(),
-        clickhouse_user: "default".into(),
-        clickhouse_password_file: None,
+        account: ClickhouseAccount {
+            clickhouse_database: "kubemeter".into(),
+            clickhouse_user: "default".into(),
+            clickhouse_password_file: None,
+        },
     };
     Reconciler::connect(&options).await.unwrap()
 }

@@ -20,8 +20,7 @@ struct Replica {
 }
 
 async fn replica(on: &tokio::runtime::Handle, namespace: &str, identity: &str, working: &Arc<AtomicUsize>) -> Replica {
-    let mut params = Params::new(namespace.to_owned(), identity.to_owned());
-    (params.duration, params.grace) = (Duration::from_secs(9), Duration::from_secs(6));
+    let params = Params::new(namespace.to_owned(), identity.to_owned());
     let (standing, stop, working, config) = (Standing::default(), CancellationToken::new(), Arc::clone(working), admin().await);
     let (seen, told) = (standing.clone(), stop.clone());
     let ended = on.spawn(async move {
@@ -58,7 +57,9 @@ async fn one_leads_and_its_death_or_its_end_hands_over() {
     mortal.shutdown_background();
     working.store(0, Ordering::SeqCst);
     assert_eq!(holder(&leases).await.as_deref(), Some("a"));
+    let died = std::time::Instant::now();
     eventually("b leads after a's death", async || b.standing.leading().then_some(())).await;
+    assert!(died.elapsed() < Duration::from_secs(15), "it took {:?}", died.elapsed());
     assert_eq!(holder(&leases).await.as_deref(), Some("b"));
 
     let c = replica(&here, &namespace, "c", &working).await;
