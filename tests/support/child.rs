@@ -50,6 +50,11 @@ impl Running {
         (running, value)
     }
 
+    /// Whether it has not ended.
+    pub fn runs(&mut self) -> bool {
+        self.child.try_wait().expect("it was started").is_none()
+    }
+
     /// Ends it by SIGKILL, as a crash would.
     pub fn kill(&mut self) {
         let _ = self.child.kill();

@@ -46,6 +46,11 @@ impl ClickHouse {
         &self.url
     }
 
+    /// Whether it has not ended.
+    pub fn runs(&mut self) -> bool {
+        self.own().running.runs()
+    }
+
     /// Ends it by SIGKILL, as a crash would.
     pub fn kill(&mut self) {
         self.own().running.kill();
@@ -82,7 +87,7 @@ fn run(directory: &TempDir, listen: &str) -> (Running, String) {
 
 /// A port that nobody listens on, below those that the kernel gives to outgoing connections: between a kill and a
 /// restart one of these could take it.
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     loop {
         let port = 20_000 + (RandomState::new().hash_one(()) % 12_000) as u16;
         if TcpListener::bind(("127.0.0.1", port)).is_ok() {

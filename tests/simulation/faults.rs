@@ -1,0 +1,78 @@
+//! What goes wrong, and when: by bytes that have passed on the way to ClickHouse.
+
+use super::generate::Generator;
+use super::history::{GATEWAYS, Part, Post};
+use super::model::{Key, Meter};
+use super::proxy::Direction;
+
+/// Posts, and perhaps a cancellation and an edit of a Meter, all at once and while things fail. Whatever is not answered
+/// is sent again when all works again.
+#[derive(Clone, Debug)]
+pub struct Storm {
+    pub space: usize,
+    pub posts: Vec<Post>,
+    pub cancel: Vec<Key>,
+    pub edit: Option<(String, Meter)>,
+    pub faults: Vec<Fault>,
+    /// How long a sender waits before it takes its request for lost, ms.
+    pub patience_ms: u64,
+    /// How long a stall lasts, ms.
+    pub stall_ms: u64,
+}
+
+#[derive(Clone, Debug)]
+pub enum Fault {
+    /// On the way of a gateway or the operator to ClickHouse, after so many bytes.
+    Way { of: Part, direction: Direction, after: u64, what: What },
+    /// The disk is full for one of the tables.
+    Full { table: usize },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum What {
+    Cut,
+    Stall,
+    Kill(Part),
+}
+
+/// A storm.
+pub fn generate(from: &mut Generator) -> Storm {
+    let space = from.space();
+    let mut posts: Vec<Post> = Vec::new();
+    for _ in 0..from.rng.usize(2..6) {
+        let mut post = from.good_post(space, 6);
+        // Gateways race with the same events, the same or changed.
+        if let Some(other) = posts.last().filter(|_| from.rng.bool()).cloned() {
+            post.events = other.events;
+            post.gateway = (other.gateway + 1) % GATEWAYS;
+            if from.rng.bool() {
+                post.events = post.events.into_iter().map(|event| from.changed(event)).collect();
+            }
+        }
+        posts.push(post);
+    }
+    let cancel = match from.rng.u32(0..4) {
+        0 => from.known_keys(space, 5),
+        _ => Vec::new(),
+    };
+    let edit = (from.rng.u32(0..4) == 0).then(|| from.edited(space));
+    let faults = (0..from.rng.usize(0..3)).map(|_| fault(from, edit.is_some())).collect();
+    Storm { space, posts, cancel, edit, faults, patience_ms: *from.one_of(&[300, 1_500, 3_000]), stall_ms: from.rng.u64(50..1_500) }
+}
+
+fn fault(from: &mut Generator, edit: bool) -> Fault {
+    if from.rng.u32(0..8) == 0 {
+        return Fault::Full { table: from.rng.usize(0..100) };
+    }
+    let of = if edit && from.rng.bool() { Part::Operator } else { Part::Gateway(from.gateway()) };
+    let what = match from.rng.u32(0..6) {
+        0 | 1 => What::Cut,
+        2 => What::Stall,
+        3 => What::Kill(Part::ClickHouse),
+        _ => What::Kill(of),
+    };
+    let direction = if from.rng.bool() { Direction::Requests } else { Direction::Answers };
+    // A round of a gateway has a few kilobytes.
+    let most = if direction == Direction::Requests { 9_000 } else { 3_000 };
+    Fault::Way { of, direction, after: from.rng.u64(0..most), what }
+}

@@ -1,0 +1,339 @@
+//! Histories from a seed.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use fastrand::Rng;
+
+use super::calendar::text;
+use super::faults;
+use super::history::{Coding, Form, GATEWAYS, History, Part, Post, SPACES, Step, Target};
+use super::json::{Json, Path, Segment, members};
+use super::model::{Event, Key, Meter};
+
+pub const KINDS: &[&str] = &["llm.completion", "api.request", "storage"];
+pub const SUBJECTS: &[&str] = &["acme", "acme-prod", "acme-eu", "globex", "globex-1", "hooli", "ünï 'co\\de", "initech"];
+const CUSTOMERS: &[&str] = &["acme", "globex", "initech"];
+const METERS: &[&str] = &["tokens", "calls", "peak"];
+const AGGREGATIONS: &[&str] = &["Count", "Sum", "Min", "Max", "Average", "UniqueCount", "Latest"];
+/// Around changes of clocks and the ends of months, a leap day, the first and the last that are taken.
+const MOMENTS_MS: &[i64] = &[
+    1_774_746_000_000,
+    1_774_742_400_000,
+    1_793_494_800_000,
+    1_761_440_400_000,
+    1_772_323_200_000,
+    1_709_164_800_000,
+    1_767_225_600_000,
+    946_684_800_000,
+    4_102_444_799_999,
+    1_325_203_200_000,
+    1_743_868_800_000,
+];
+
+/// Makes histories; remembers what it made, so that steps have something to do with each other.
+pub struct Generator {
+    pub rng: Rng,
+    spaces: Vec<Memory>,
+    edits: usize,
+    ids: usize,
+}
+
+#[derive(Default)]
+struct Memory {
+    events: Vec<Event>,
+    meters: BTreeMap<String, Meter>,
+}
+
+impl History {
+    /// The history of a seed.
+    pub fn generate(seed: u64, length: usize) -> Self {
+        let mut generator = Generator { rng: Rng::with_seed(seed), spaces: Vec::new(), edits: 0, ids: 0 };
+        generator.spaces.resize_with(SPACES, Memory::default);
+        let steps = (0..length).map(|number| if number < 3 { generator.put_meter() } else { generator.step() });
+        Self { seed, steps: steps.enumerate().collect() }
+    }
+}
+
+impl Generator {
+    fn step(&mut self) -> Step {
+        match self.rng.u32(0..100) {
+            0..33 => Step::Post(self.post()),
+            33..36 => self.usage_command(),
+            36..39 => self.command(),
+            39..48 => self.cancel(),
+            48..52 => Step::Revert { space: self.space(), gateway: self.gateway(), back: self.rng.usize(0..3) },
+            52..55 => Step::Replay { space: self.space(), gateway: self.gateway(), one: self.rng.bool().then(|| self.rng.usize(0..3)) },
+            55..65 => self.put_meter(),
+            65..68 => {
+                let (space, name) = (self.space(), self.pick(METERS));
+                self.spaces[space].meters.remove(&name);
+                Step::DropMeter { space, name, http: self.rng.bool() }
+            }
+            68..75 => self.put_customer(),
+            75..78 => Step::DropCustomer { space: self.space(), name: self.pick(CUSTOMERS), http: self.rng.bool() },
+            78..81 => Step::Restart { part: self.part(), kill: self.rng.bool() },
+            81..83 => Step::Clock { gateway: self.gateway(), offset: *self.one_of(&[-1_500, -2, 3, 1_500, 0]) },
+            _ => Step::Storm(faults::generate(self)),
+        }
+    }
+
+    pub fn space(&mut self) -> usize {
+        self.rng.usize(0..SPACES)
+    }
+
+    pub fn gateway(&mut self) -> usize {
+        self.rng.usize(0..GATEWAYS)
+    }
+
+    pub fn one_of<'a, T>(&mut self, all: &'a [T]) -> &'a T {
+        &all[self.rng.usize(0..all.len())]
+    }
+
+    fn pick(&mut self, names: &[&str]) -> String {
+        (*self.one_of(names)).to_owned()
+    }
+
+    fn part(&mut self) -> Part {
+        match self.rng.u32(0..4) {
+            0 => Part::Operator,
+            1 => Part::ClickHouse,
+            _ => Part::Gateway(self.gateway()),
+        }
+    }
+
+    fn post(&mut self) -> Post {
+        let space = self.space();
+        let form = *self.one_of(&[Form::Array, Form::Array, Form::Batch, Form::Ndjson, Form::Structured, Form::Binary, Form::Bridge]);
+        let coding = *self.one_of(&[Coding::Plain, Coding::Plain, Coding::Gzip, Coding::Zstd]);
+        let one = matches!(form, Form::Structured | Form::Binary);
+        let count = if one { 1 } else { self.rng.usize(1..12) };
+        let events = (0..count).map(|_| self.event(space, 10)).collect();
+        Post { space, gateway: self.gateway(), form, coding, atomic: self.rng.u32(0..8) == 0, events }
+    }
+
+    /// A post that no meter of the history refuses.
+    pub fn good_post(&mut self, space: usize, most: usize) -> Post {
+        let count = self.rng.usize(1..=most);
+        let events = (0..count).map(|_| self.event(space, 0)).collect();
+        Post { space, gateway: self.gateway(), form: Form::Array, coding: Coding::Plain, atomic: false, events }
+    }
+
+    /// A new event or one like another; of a hundred so many are faulty.
+    fn event(&mut self, space: usize, faulty: u32) -> Event {
+        let again = self.rng.u32(0..4) == 0 && !self.spaces[space].events.is_empty();
+        let event = if again { self.again(space) } else { self.fresh() };
+        self.spaces[space].events.push(event.clone());
+        if self.rng.u32(0..100) < faulty { self.spoilt(event) } else { event }
+    }
+
+    fn fresh(&mut self) -> Event {
+        self.ids += 1;
+        let (subject, time) = (Some(self.pick(SUBJECTS)), self.time());
+        // Another source may use the same id.
+        let id = if self.rng.u32(0..6) == 0 { format!("e-{}", self.ids / 2) } else { format!("e-{}", self.ids) };
+        Event { source: self.pick(&["gw", "gw-a", "batch"]), id, kind: self.pick(KINDS), subject, time, data: self.data() }
+    }
+
+    /// One that was made before, the same or changed.
+    fn again(&mut self, space: usize) -> Event {
+        let index = self.rng.usize(0..self.spaces[space].events.len());
+        let event = self.spaces[space].events[index].clone();
+        self.changed(event)
+    }
+
+    pub fn changed(&mut self, event: Event) -> Event {
+        match self.rng.u32(0..8) {
+            0 => Event { time: None, ..event },
+            1 | 2 => Event { time: self.time(), ..event },
+            3 => Event { subject: Some(self.pick(SUBJECTS)), ..event },
+            4 => Event { data: self.data(), ..event },
+            5 => Event { kind: self.pick(KINDS), ..event },
+            _ => event,
+        }
+    }
+
+    fn spoilt(&mut self, event: Event) -> Event {
+        let wrong = match self.rng.u32(0..8) {
+            0 => return Event { subject: None, ..event },
+            1 => return Event { time: Some("1999-12-31T23:59:59Z".to_owned()), ..event },
+            2 => return Event { time: Some("yesterday".to_owned()), ..event },
+            3 => Json::text("many"),
+            4 => Json::literal("1e26"),
+            5 => Json::text("0.0000000000001"),
+            6 => Json::literal("true"),
+            _ => Json::Null,
+        };
+        let place = self.pick(&["v", "w"]);
+        let Json::Map(mut members) = event.data else { return event };
+        members.retain(|(name, _)| *name != place);
+        members.push((place, wrong));
+        Event { data: Json::Map(members), ..event }
+    }
+
+    fn time(&mut self) -> Option<String> {
+        let moment = *self.one_of(MOMENTS_MS);
+        let ms = match self.rng.u32(0..10) {
+            0 => return None,
+            1..5 => moment + *self.one_of(&[0, -1, 1, 3_600_000, -3_600_000, 1_800_000]),
+            5 => self.rng.i64(946_684_800_000..4_102_444_800_000),
+            _ => 1_772_323_200_000 + self.rng.i64(0..40 * 86_400_000),
+        };
+        let ms = ms.clamp(946_684_800_000, 4_102_444_799_999);
+        let utc = text(ms);
+        Some(match self.rng.u32(0..6) {
+            0 => utc.trim_end_matches('Z').to_owned() + "+00:00",
+            // An hour and a half ahead.
+            1 => text(ms + 5_400_000).trim_end_matches('Z').to_owned() + "+01:30",
+            2 if !utc.contains('.') => utc.trim_end_matches('Z').to_owned() + ".000999Z",
+            _ => utc,
+        })
+    }
+
+    /// Data that every meter of this generator can count.
+    fn data(&mut self) -> Json {
+        let mut data = vec![("v".to_owned(), self.value()), ("w".to_owned(), self.value())];
+        let meta = vec![("k".to_owned(), self.value()), ("x y".to_owned(), self.label())];
+        data.push(("meta".to_owned(), Json::Map(meta)));
+        data.push(("list".to_owned(), Json::List(vec![self.value(), self.label()])));
+        if self.rng.bool() {
+            data.push(("model".to_owned(), self.label()));
+        }
+        if self.rng.bool() {
+            data.push(("region".to_owned(), self.label()));
+        }
+        if self.rng.u32(0..5) == 0 {
+            data.push(("none".to_owned(), Json::Null));
+        }
+        self.rng.shuffle(&mut data);
+        Json::Map(data)
+    }
+
+    fn value(&mut self) -> Json {
+        let number = match self.rng.u32(0..10) {
+            0 => "12345678901234567890.123456789012".to_owned(),
+            1 => "99999999999999999999999999.999999999999".to_owned(),
+            2 => "-0.000000000001".to_owned(),
+            3 => "1.5E-3".to_owned(),
+            4 => "0".to_owned(),
+            5 => "2.50".to_owned(),
+            6 => "7e3".to_owned(),
+            7 => format!("-{}.{}", self.rng.u32(0..50), self.rng.u32(0..1000)),
+            _ => self.rng.u32(0..20).to_string(),
+        };
+        match self.rng.u32(0..4) {
+            0 => Json::Text(number),
+            1 if !number.starts_with('-') => Json::Text(format!("00{number}")),
+            _ => Json::Literal(number),
+        }
+    }
+
+    fn label(&mut self) -> Json {
+        match self.rng.u32(0..8) {
+            0 => Json::literal("true"),
+            1 => Json::literal("1.50"),
+            2 => Json::text(""),
+            3 => Json::text("größe, \"quoted\"\n'x'\\"),
+            _ => Json::Text(self.pick(&["large", "small", "GET"])),
+        }
+    }
+
+    fn meter(&mut self) -> Meter {
+        self.edits += 1;
+        let aggregation = *self.one_of(AGGREGATIONS);
+        let places: [Path; 4] =
+            [members(&["v"]), members(&["w"]), members(&["meta", "k"]), vec![Segment::Member("list".to_owned()), Segment::Index(0)]];
+        let value = (aggregation != "Count").then(|| self.one_of(&places).clone());
+        let all = [("model", members(&["model"])), ("region", members(&["region"])), ("xy", members(&["meta", "x y"]))];
+        let groups = all.into_iter().filter(|_| self.rng.bool()).map(|(name, path)| (name.to_owned(), path)).collect();
+        let deletion_policy = if self.rng.bool() { "Delete" } else { "Retain" };
+        Meter { kind: self.pick(KINDS), aggregation, value, groups, unit: format!("u{}", self.edits), deletion_policy }
+    }
+
+    fn put_meter(&mut self) -> Step {
+        let space = self.space();
+        let (name, meter) = self.edited(space);
+        let during = self.rng.bool().then(|| self.good_post(space, 8));
+        Step::PutMeter { space, name, meter, http: self.rng.bool(), during }
+    }
+
+    /// A Meter, new or edited.
+    pub fn edited(&mut self, space: usize) -> (String, Meter) {
+        let name = self.pick(METERS);
+        let known = self.spaces[space].meters.get(&name).cloned();
+        let new = self.meter();
+        // An edit of one thing, or of everything.
+        let meter = match (known, self.rng.u32(0..4)) {
+            (Some(known), 0) => Meter { unit: new.unit, ..known },
+            (Some(known), 1) => Meter { unit: new.unit, groups: new.groups, ..known },
+            (Some(known), 2) => Meter { kind: known.kind, ..new },
+            _ => new,
+        };
+        self.spaces[space].meters.insert(name.clone(), meter.clone());
+        (name, meter)
+    }
+
+    fn put_customer(&mut self) -> Step {
+        let subjects: Vec<String> = SUBJECTS.iter().filter(|_| self.rng.u32(0..3) == 0).map(|s| (*s).to_owned()).collect();
+        Step::PutCustomer { space: self.space(), name: self.pick(CUSTOMERS), subjects, purge: self.rng.bool(), http: self.rng.bool() }
+    }
+
+    fn usage_command(&mut self) -> Step {
+        self.ids += 1;
+        let (tenant, meter, value) = (self.pick(SUBJECTS), self.pick(METERS), self.value());
+        let dimensions = [("model", self.label()), ("region", self.label()), ("colour", Json::text("red"))];
+        let dimensions = dimensions.into_iter().filter(|_| self.rng.bool()).map(|(name, value)| (name.to_owned(), value)).collect();
+        Step::Usage {
+            space: self.space(),
+            gateway: self.gateway(),
+            id: format!("u-{}", self.ids),
+            tenant,
+            meter,
+            value,
+            dimensions,
+            time: self.time(),
+        }
+    }
+
+    fn command(&mut self) -> Step {
+        let (onboard, tenant) = (self.rng.u32(0..3) != 0, self.pick(CUSTOMERS));
+        Step::Command { space: self.space(), gateway: self.gateway(), id: format!("c-{}", self.rng.u32(0..8)), onboard, tenant }
+    }
+
+    fn cancel(&mut self) -> Step {
+        let space = self.space();
+        let reason = self.rng.bool().then(|| "double import, 'really'".to_owned());
+        Step::Cancel { space, gateway: self.gateway(), target: self.target(space), dry_run: self.rng.u32(0..4) == 0, reason }
+    }
+
+    /// Keys of events that were made before.
+    pub fn known_keys(&mut self, space: usize, most: usize) -> Vec<Key> {
+        let known = &self.spaces[space].events;
+        if known.is_empty() {
+            return Vec::new();
+        }
+        (0..self.rng.usize(1..=most)).map(|_| known[self.rng.usize(0..known.len())].key()).collect()
+    }
+
+    fn target(&mut self, space: usize) -> Target {
+        let mut keys = self.known_keys(space, 5);
+        if self.rng.bool() && !keys.is_empty() {
+            if self.rng.u32(0..4) == 0 {
+                keys.push(("gw".to_owned(), "never sent".to_owned()));
+            }
+            return Target::Events(keys);
+        }
+        let meter = self.pick(METERS);
+        let groups: BTreeSet<String> =
+            self.spaces[space].meters.get(&meter).map(|m| m.groups.keys().cloned().collect()).unwrap_or_default();
+        let from = 1_772_323_200_000 + self.rng.i64(0..20 * 86_400_000);
+        let mut filter = (None, None, None, BTreeMap::new());
+        match self.rng.u32(0..4) {
+            0 => filter.0 = Some(self.pick(CUSTOMERS)),
+            1 => filter.1 = Some(self.pick(SUBJECTS)),
+            2 => filter.2 = Some(from + 10 * 86_400_000),
+            _ => filter.3 = groups.into_iter().take(1).map(|name| (name, "large".to_owned())).collect(),
+        }
+        let from = (self.rng.bool() || filter.3.is_empty()).then_some(from);
+        Target::Filter { meter, customer: filter.0, subject: filter.1, from, to: filter.2, groups: filter.3 }
+    }
+}

@@ -1,0 +1,59 @@
+//! Kubemeter against a model of itself, through histories made from seeds. `docs/simulation.md` says what is covered.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a panic is how a test fails")]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod calendar;
+mod clock;
+mod faults;
+mod generate;
+mod history;
+mod json;
+mod model;
+mod number;
+mod observe;
+mod proxy;
+mod run;
+mod send;
+mod storm;
+mod usage;
+mod world;
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use history::History;
+
+/// Seeds that every run has.
+const FIXED: &[u64] = &[1, 2, 3];
+/// Steps of a history.
+const STEPS: usize = 40;
+
+fn number(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok().filter(|text| !text.is_empty())?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{name}={text} is no number")))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn histories_are_lived_as_the_model_says() {
+    let fresh = fastrand::u64(0..1_000_000_000);
+    let steps = number("KUBEMETER_SIMULATION_STEPS").map_or(STEPS, |steps| steps as usize);
+    let (seeds, progress): (Vec<u64>, bool) = match (number("KUBEMETER_SIMULATION_SEED"), number("KUBEMETER_SIMULATION_SEEDS")) {
+        (None, None) => (FIXED.iter().copied().chain([fresh]).collect(), false),
+        (first, count) => {
+            let first = first.unwrap_or(fresh);
+            ((first..first + count.unwrap_or(1)).collect(), true)
+        }
+    };
+    for seed in seeds {
+        let start = Instant::now();
+        let history = History::generate(seed, steps);
+        let at = AtomicUsize::new(0);
+        if let Err(why) = run::live(&history, &at, progress).await {
+            let step = at.load(Ordering::SeqCst);
+            panic!("seed {seed}, step {step}: {why}\nagain: make simulate SEED={seed} STEPS={steps}");
+        }
+        eprintln!("seed {seed}: {steps} steps in {:.1} s", start.elapsed().as_secs_f32());
+    }
+}

@@ -1,0 +1,275 @@
+//! Storms: what is sent at once while things fail, and what may be answered meanwhile.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use reqwest::Method;
+use serde_json::json;
+
+use super::faults::{Fault, Storm, What};
+use super::history::{GATEWAYS, Part, Post};
+use super::model::{Key, Meter, Outcome, Space, Version};
+use super::proxy::Event;
+use super::run::{Life, compare, spec};
+use super::usage::{Query, possible};
+use super::world::{Answer, Request};
+use super::{observe, send};
+
+/// Most questions during a storm.
+const QUESTIONS: usize = 40;
+
+/// When something began and when it was answered.
+#[derive(Clone, Copy)]
+struct Span {
+    began: Instant,
+    ended: Instant,
+}
+
+/// A question and its answer during a storm.
+struct Asked {
+    query: Query,
+    span: Span,
+    answer: Answer,
+}
+
+/// Lives through a storm, and sends again whatever was not answered.
+pub async fn run(life: &mut Life, storm: &Storm) -> Result<(), String> {
+    let from = life.now().0;
+    let patience = Duration::from_millis(storm.patience_ms);
+    let requests: Vec<Request> = storm.posts.iter().map(send::request).collect();
+    let cancel = cancel_request(storm);
+    let done = AtomicBool::new(false);
+    let asked = Mutex::new(Vec::new());
+    let began = Instant::now();
+    let mut rng = life.rng.fork();
+
+    let full = arm(life, storm).await;
+    let (world, model) = (&life.world, &life.spaces[storm.space]);
+    let once = async |gateway: usize, request: &Request| {
+        let answer = tokio::time::timeout(patience, world.ask(gateway, request)).await;
+        let answer = answer.ok().and_then(Result::ok).filter(|answer| !matches!(answer.status, 429 | 500 | 502 | 503 | 504));
+        (answer, Instant::now())
+    };
+    let posts = futures::future::join_all(storm.posts.iter().zip(&requests).map(|(post, request)| once(post.gateway, request)));
+    let cancelled = async {
+        match &cancel {
+            None => None,
+            Some(request) => once(0, request).await.0,
+        }
+    };
+    let edited = async {
+        if let Some((name, meter)) = &storm.edit {
+            world.put("Meter", storm.space, name, &spec(meter)).await;
+        }
+    };
+    let work = async {
+        let answers = tokio::join!(posts, cancelled, edited);
+        done.store(true, Ordering::SeqCst);
+        answers
+    };
+    let unstall = async {
+        tokio::time::sleep(Duration::from_millis(storm.stall_ms)).await;
+        (0..GATEWAYS).map(Part::Gateway).chain([Part::Operator]).for_each(|part| world.proxy(part).unstall());
+    };
+    let questions = async {
+        let meters: Vec<&String> = model.meters.keys().collect();
+        for number in 0..QUESTIONS {
+            if done.load(Ordering::SeqCst) || meters.is_empty() {
+                return;
+            }
+            let query = during(observe::question(&mut rng, model, meters[number % meters.len()]));
+            let began = Instant::now();
+            let answer = tokio::time::timeout(patience, world.ask(number % GATEWAYS, &observe::request(storm.space, &query))).await;
+            if let Ok(Ok(answer)) = answer {
+                asked.lock().expect("no panic").push(Asked { query, span: Span { began, ended: Instant::now() }, answer });
+            }
+        }
+    };
+    let ((posts, cancelled, ()), (), ()) = tokio::join!(work, unstall, questions);
+
+    let asked = asked.into_inner().expect("no panic");
+    let before = life.spaces[storm.space].clone();
+    let spans: Vec<_> = posts.iter().map(|(answer, ended)| (answer.is_some(), Span { began, ended: *ended })).collect();
+    calm(life, full).await;
+    send_again(life, storm, &requests, posts).await?;
+    let versions = take(life, storm, from);
+    if let Some(request) = &cancel {
+        let answer = match cancelled {
+            Some(answer) => answer,
+            None => life.world.answered(1, request).await,
+        };
+        if answer.status != 200 {
+            return Err(format!("a cancellation was answered {answer:?}"));
+        }
+        cancelled_after(life, storm, &before, &versions).await?;
+    }
+    if let Some((name, meter)) = &storm.edit {
+        life.settle_meter(storm.space, name, meter).await;
+    }
+    judge(storm, &before, &versions, &spans, asked)
+}
+
+/// Questions whose answer does not depend on times that are still open.
+fn during(query: Query) -> Query {
+    Query { size: None, zone: None, from: None, to: None, csv: false, ..query }
+}
+
+fn cancel_request(storm: &Storm) -> Option<Request> {
+    let events: Vec<_> = storm.cancel.iter().map(|(source, id)| json!({"source": source, "id": id})).collect();
+    (!events.is_empty()).then(|| Request::json(Method::DELETE, storm.space, "/usage", &json!({"events": events})))
+}
+
+/// Arms the faults; gives the tables whose disk is full.
+async fn arm(life: &Life, storm: &Storm) -> Vec<String> {
+    let mut full = Vec::new();
+    for fault in &storm.faults {
+        match fault {
+            Fault::Way { of, direction, after, what } => {
+                let event = match what {
+                    What::Cut => Event::Cut,
+                    What::Stall => Event::Stall,
+                    What::Kill(part) => Event::Call(life.world.killer(*part)),
+                };
+                life.world.proxy(*of).arm(*direction, *after, event);
+            }
+            Fault::Full { table } => {
+                let sql = "SELECT name FROM system.tables WHERE database = 'kubemeter' AND engine LIKE '%MergeTree' ORDER BY name";
+                let tables = life.world.sql(sql).await.expect("ClickHouse answers");
+                let tables: Vec<&str> = tables.lines().collect();
+                if let Some(name) = tables.get(table % tables.len().max(1)) {
+                    let sql =
+                        format!("ALTER TABLE kubemeter.`{name}` MODIFY SETTING min_free_disk_bytes_to_perform_insert = 1000000000000000");
+                    life.world.sql(&sql).await.unwrap_or_else(|why| panic!("{sql}: {why}"));
+                    full.push((*name).to_owned());
+                }
+            }
+        }
+    }
+    full
+}
+
+/// Ends all faults.
+async fn calm(life: &Life, full: Vec<String>) {
+    life.world.revive().await;
+    for table in full {
+        // It may have been dropped.
+        let reset = life.world.sql(&format!("ALTER TABLE kubemeter.`{table}` RESET SETTING min_free_disk_bytes_to_perform_insert")).await;
+        assert!(
+            reset.is_ok() || life.world.sql(&format!("EXISTS kubemeter.`{table}`")).await.is_ok_and(|there| there.trim() == "0"),
+            "{reset:?}"
+        );
+    }
+}
+
+async fn send_again(life: &mut Life, storm: &Storm, requests: &[Request], posts: Vec<(Option<Answer>, Instant)>) -> Result<(), String> {
+    let again = storm.posts.iter().zip(requests).zip(posts).map(|((post, request), (answer, _))| {
+        let world = &life.world;
+        async move {
+            let answer = match answer {
+                Some(answer) => answer,
+                // Also by way of the other gateway.
+                None => world.answered((post.gateway + request.body.len()) % GATEWAYS, request).await,
+            };
+            compare(&answer, &Outcome { accepted: post.events.len(), rejected: BTreeMap::new() })
+        }
+    });
+    futures::future::join_all(again).await.into_iter().collect()
+}
+
+/// What each event of the storm may be stored as.
+type Versions = BTreeMap<Key, Vec<Version>>;
+
+/// Lets the model know of the storm's events.
+fn take(life: &mut Life, storm: &Storm, from: i64) -> Versions {
+    let arrival = (from, life.now().1);
+    let model = &mut life.spaces[storm.space];
+    let mut versions = Versions::new();
+    for event in storm.posts.iter().flat_map(send::read) {
+        let version =
+            model.judge(&event, arrival).unwrap_or_else(|codes| panic!("{event:?} is {codes:?}, but storms have good events only"));
+        let known = versions.entry(event.key()).or_default();
+        if !known.contains(&version) {
+            known.push(version);
+        }
+    }
+    for (key, versions) in &versions {
+        model.store(key.clone(), versions.clone());
+    }
+    versions
+}
+
+/// Lets the model know what the storm's cancellation took: all that counted before, and of what came at the same time any.
+async fn cancelled_after(life: &mut Life, storm: &Storm, before: &Space, versions: &Versions) -> Result<(), String> {
+    let named: BTreeSet<Key> = storm.cancel.iter().cloned().collect();
+    let sure = named.iter().filter(|key| before.events.get(*key).is_some_and(|stored| stored.counts())).cloned().collect();
+    let known = life.spaces[storm.space].cancellations.len();
+    life.cancelled(storm.space, &sure).await?;
+    let model = &mut life.spaces[storm.space];
+    let new: Vec<_> = (known..model.cancellations.len()).map(Some).chain([None]).collect();
+    for key in named.iter().filter(|key| versions.contains_key(*key) && !before.events.contains_key(*key)) {
+        model.events.get_mut(key).expect("it was sent").states = new.clone();
+    }
+    Ok(())
+}
+
+/// Whether what was answered during the storm can be right.
+fn judge(storm: &Storm, before: &Space, versions: &Versions, posts: &[(bool, Span)], asked: Vec<Asked>) -> Result<(), String> {
+    let cancelled: BTreeSet<&Key> = storm.cancel.iter().collect();
+    for Asked { query, span, answer } in asked {
+        if answer.status != 200 {
+            if matches!(answer.status, 429 | 500..) {
+                continue;
+            }
+            // An edit may take a group away.
+            if storm.edit.is_some() && matches!(answer.status, 400 | 404) {
+                continue;
+            }
+            return Err(format!("{query:?} was answered {answer:?} during a storm"));
+        }
+        let Some(meter) = answering(storm, before, &query, &answer) else {
+            return Err(format!("{query:?} was answered {answer:?}: of which edit?"));
+        };
+        if query
+            .groups
+            .iter()
+            .chain(query.filters.keys())
+            .any(|name| !meter.groups.contains_key(name) && name != "customer" && name != "subject")
+        {
+            return Err(format!("{query:?} was answered {answer:?}, by a meter without these groups"));
+        }
+        let timeless = versions.values().flatten().any(|version| version.time.0 != version.time.1);
+        if meter.aggregation == "Latest" && timeless {
+            continue;
+        }
+        let mut space = before.clone();
+        space.meters.insert(query.meter.clone(), meter);
+        let (mut sure, mut open) = (Vec::new(), Vec::new());
+        for (key, stored) in space.events.iter().filter(|(_, stored)| stored.counts()) {
+            if cancelled.contains(key) { open.push((key, stored.settled())) } else { sure.push((key, stored.settled())) }
+        }
+        for (key, versions) in versions.iter().filter(|(key, _)| !space.events.contains_key(*key)) {
+            let told = storm.posts.iter().zip(posts).any(|(post, (told, at))| *told && at.ended <= span.began && has(post, key));
+            match versions.as_slice() {
+                [version] if told && !cancelled.contains(key) => sure.push((key, version)),
+                versions => open.extend(versions.iter().map(|version| (key, version))),
+            }
+        }
+        let rows = observe::rows(&query, &answer.body)?;
+        possible(&space, &query, sure, open, &rows)
+            .map_err(|why| format!("{query:?} during a storm, {:?} after its begin: {why}", span.ended - posts[0].1.began))?;
+    }
+    Ok(())
+}
+
+fn has(post: &Post, key: &Key) -> bool {
+    post.events.iter().any(|event| event.key() == *key)
+}
+
+/// The Meter that an answer is of: before or after an edit.
+fn answering(storm: &Storm, before: &Space, query: &Query, answer: &Answer) -> Option<Meter> {
+    let edited = storm.edit.iter().filter(|(name, _)| *name == query.meter).map(|(_, meter)| meter);
+    let unit = answer.json()["unit"].as_str().unwrap_or_default().to_owned();
+    before.meters.get(&query.meter).into_iter().chain(edited).find(|meter| meter.unit == unit).cloned()
+}

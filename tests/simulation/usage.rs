@@ -1,0 +1,175 @@
+//! What a question for usage should be answered.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::calendar::{Window, window};
+use super::model::{Event, Key, Meter, Space, Version};
+use super::number::Number;
+
+/// A question.
+#[derive(Clone, Debug, Default)]
+pub struct Query {
+    pub meter: String,
+    pub from: Option<i64>,
+    pub to: Option<i64>,
+    pub size: Option<&'static str>,
+    pub zone: Option<&'static str>,
+    pub customers: BTreeSet<String>,
+    pub subjects: BTreeSet<String>,
+    pub groups: BTreeSet<String>,
+    pub filters: BTreeMap<String, BTreeSet<String>>,
+    pub csv: bool,
+}
+
+/// One row of an answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Row {
+    pub window: (Option<i64>, Option<i64>),
+    pub customer: Option<String>,
+    pub subject: Option<String>,
+    pub groups: BTreeMap<String, String>,
+    pub value: String,
+}
+
+/// In the order of an answer.
+pub type RowKey = (Option<Window>, Option<String>, Option<String>, Vec<String>);
+
+/// What an event gives to a row.
+#[derive(Clone, Debug)]
+pub struct Counted {
+    number: Option<Number>,
+    text: String,
+    order: (i64, String, String),
+}
+
+/// The events that a question is about, by row.
+pub fn counted<'a>(
+    space: &Space,
+    query: &Query,
+    events: impl IntoIterator<Item = (&'a Key, &'a Version)>,
+) -> BTreeMap<RowKey, Vec<Counted>> {
+    let meter = &space.meters[&query.meter];
+    let mut rows: BTreeMap<RowKey, Vec<Counted>> = BTreeMap::new();
+    for (key, version) in events {
+        if let Some((row, counted)) = counts(space, meter, query, key, version) {
+            rows.entry(row).or_default().push(counted);
+        }
+    }
+    rows
+}
+
+fn counts(space: &Space, meter: &Meter, query: &Query, key: &Key, version: &Version) -> Option<(RowKey, Counted)> {
+    let time = version.time.0;
+    let within = version.kind == meter.kind && query.from.is_none_or(|from| time >= from) && query.to.is_none_or(|to| time < to);
+    let owner = space.owner(&version.subject);
+    let of_subject = query.subjects.is_empty() || query.subjects.contains(&version.subject);
+    let of_customer = query.customers.is_empty() || query.customers.contains(&owner);
+    let group = |name: &String| version.leaves.get(&meter.groups[name]).map(|scalar| scalar.scalar_text()).unwrap_or_default();
+    let filtered = query.filters.iter().all(|(name, values)| values.contains(&group(name)));
+    if !(within && of_subject && of_customer && filtered) {
+        return None;
+    }
+    let text = match &meter.value {
+        None => String::new(),
+        Some(path) => version.leaves.get(path)?.scalar_text(),
+    };
+    let number = match meter.aggregation {
+        "Count" | "UniqueCount" => None,
+        _ => Some(Number::read(&text).ok()?),
+    };
+    let row = (
+        query.size.map(|size| window(time, size, query.zone.unwrap_or("UTC"))),
+        query.groups.contains("customer").then_some(owner),
+        query.groups.contains("subject").then(|| version.subject.clone()),
+        declared(query).map(group).collect(),
+    );
+    Some((row, Counted { number, text, order: (time, key.0.clone(), key.1.clone()) }))
+}
+
+fn declared(query: &Query) -> impl Iterator<Item = &String> {
+    query.groups.iter().filter(|name| *name != "customer" && *name != "subject")
+}
+
+/// The number of a row; there is none without events.
+pub fn fold(aggregation: &str, events: &[&Counted]) -> Option<String> {
+    let numbers = || events.iter().filter_map(|event| event.number.as_ref());
+    if events.is_empty() {
+        return None;
+    }
+    Some(match aggregation {
+        "Count" => events.len().to_string(),
+        "UniqueCount" => events.iter().map(|event| &event.text).collect::<BTreeSet<_>>().len().to_string(),
+        "Sum" => Number::sum(numbers()).to_string(),
+        "Min" => numbers().min()?.to_string(),
+        "Max" => numbers().max()?.to_string(),
+        "Average" => Number::sum(numbers()).over(events.len()).to_string(),
+        "Latest" => events.iter().max_by_key(|event| &event.order)?.number.as_ref()?.to_string(),
+        other => panic!("no aggregation {other}"),
+    })
+}
+
+/// A row as it is answered: its window is cut to what was asked.
+pub fn row(query: &Query, key: &RowKey, value: String) -> Row {
+    let (window, customer, subject, groups) = key;
+    let window = match window {
+        None => (query.from, query.to),
+        Some((start, end)) => (Some(query.from.map_or(*start, |from| from.max(*start))), Some(query.to.map_or(*end, |to| to.min(*end)))),
+    };
+    let groups = declared(query).cloned().zip(groups.iter().cloned()).collect();
+    Row { window, customer: customer.clone(), subject: subject.clone(), groups, value }
+}
+
+/// The whole answer.
+pub fn answer(space: &Space, query: &Query) -> Vec<Row> {
+    let aggregation = space.meters[&query.meter].aggregation;
+    let counting = space.events.iter().filter(|(_, stored)| stored.counts()).map(|(key, stored)| (key, stored.settled()));
+    let rows = counted(space, query, counting);
+    rows.iter().filter_map(|(key, events)| Some(row(query, key, fold(aggregation, &events.iter().collect::<Vec<_>>())?))).collect()
+}
+
+/// The events that a cancellation by filter hits.
+pub fn hit(space: &Space, query: &Query) -> BTreeSet<Key> {
+    let meter = &space.meters[&query.meter];
+    let counting = space.events.iter().filter(|(_, stored)| stored.counts());
+    counting.filter(|(key, stored)| counts(space, meter, query, key, stored.settled()).is_some()).map(|(key, _)| key.clone()).collect()
+}
+
+/// The most events of a row for which all that may have been counted is tried.
+const OPEN: usize = 10;
+
+/// Whether an answer can be right while it is open whether `pending` events count: says what is wrong.
+pub fn possible<'a>(
+    space: &'a Space,
+    query: &Query,
+    sure: impl IntoIterator<Item = (&'a Key, &'a Version)>,
+    pending: impl IntoIterator<Item = (&'a Key, &'a Version)>,
+    answered: &[Row],
+) -> Result<(), String> {
+    let aggregation = space.meters[&query.meter].aggregation;
+    let (sure, pending) = (counted(space, query, sure), counted(space, query, pending));
+    let keys: BTreeSet<&RowKey> = sure.keys().chain(pending.keys()).collect();
+    let shape = |row: &Row| Row { value: String::new(), ..row.clone() };
+    let known: Vec<Row> = keys.iter().map(|key| row(query, key, String::new())).collect();
+    if let Some(row) = answered.iter().find(|row| !known.contains(&shape(row))) {
+        return Err(format!("{row:?} is of no event that was ever sent"));
+    }
+    for (key, known) in keys.into_iter().zip(known) {
+        let value = answered.iter().find(|row| shape(row) == known).map(|row| row.value.clone());
+        let none = Vec::new();
+        let (sure, open) = (sure.get(key).unwrap_or(&none), pending.get(key).unwrap_or(&none));
+        if open.len() > OPEN {
+            continue;
+        }
+        let choice = |bits: usize| open.iter().enumerate().filter(move |(index, _)| bits >> index & 1 == 1).map(|(_, event)| event);
+        let right = |bits: usize| fold(aggregation, &sure.iter().chain(choice(bits)).collect::<Vec<_>>()) == value;
+        if !(0..1 << open.len()).any(right) {
+            return Err(format!("{known:?} is answered {value:?}: of no choice among {} sure and {} open events", sure.len(), open.len()));
+        }
+    }
+    Ok(())
+}
+
+/// Keys of events that a list of them is about.
+pub fn keys(events: &[Event]) -> BTreeSet<Key> {
+    events.iter().map(Event::key).collect()
+}

@@ -1,0 +1,357 @@
+//! Kubemeter as real processes: a ClickHouse, an operator, gateways, each with its own way to ClickHouse.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams};
+use serde::Deserialize as _;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::sync::OnceCell;
+
+use super::history::{GATEWAYS, Part, SPACES};
+use super::proxy::Proxy;
+use crate::support::{ClickHouse, ControlPlane, eventually, free_port};
+
+/// How long a request may take while nothing fails.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A process that is killed in the end, with the port that it listens on and the log that it writes.
+struct Process {
+    child: Option<Child>,
+    command: &'static str,
+    url: String,
+    port: u16,
+    offset: i64,
+    log: PathBuf,
+}
+
+/// A process that a fault may end from elsewhere.
+type Shared<T> = Arc<Mutex<T>>;
+
+pub struct World {
+    pub spaces: Vec<String>,
+    pub http: reqwest::Client,
+    client: kube::Client,
+    clickhouse: Shared<ClickHouse>,
+    processes: Vec<Shared<Process>>,
+    proxies: Vec<Proxy>,
+    logs: TempDir,
+}
+
+/// What a gateway answered.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub body: String,
+    /// How often it was asked for.
+    pub tries: usize,
+}
+
+impl Answer {
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_default()
+    }
+}
+
+/// A request to a gateway.
+#[derive(Clone, Debug, Default)]
+pub struct Request {
+    pub method: reqwest::Method,
+    pub space: usize,
+    /// With what follows `?`, without the namespace.
+    pub path: String,
+    pub headers: Vec<(String, String)>,
+    pub body: Vec<u8>,
+}
+
+impl Request {
+    pub fn get(space: usize, path: &str) -> Self {
+        Self { space, path: path.to_owned(), ..Self::default() }
+    }
+
+    pub fn json(method: reqwest::Method, space: usize, path: &str, body: &Value) -> Self {
+        let headers = vec![("content-type".to_owned(), "application/json".to_owned())];
+        Self { method, space, path: path.to_owned(), headers, body: body.to_string().into_bytes() }
+    }
+}
+
+impl World {
+    pub async fn start() -> Self {
+        let plane = ControlPlane::shared();
+        let client = plane.client().await;
+        install_crds(&client).await;
+        let clickhouse = ClickHouse::start_own();
+        let address = clickhouse.url().trim_start_matches("http://").parse().expect("an address");
+        let logs = tempfile::tempdir().expect("a temporary folder");
+        let (mut spaces, mut processes, mut proxies) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..SPACES {
+            spaces.push(plane.namespace().await);
+        }
+        for number in 0..=GATEWAYS {
+            let proxy = Proxy::start(address).await;
+            let command = if number == GATEWAYS { "operator" } else { "gateway" };
+            let log = logs.path().join(format!("{command}-{number}.log"));
+            processes.push(Process { child: None, command, url: proxy.url(), port: free_port(), offset: 0, log });
+            proxies.push(proxy);
+        }
+        let processes = processes.into_iter().map(|process| Arc::new(Mutex::new(process))).collect();
+        let http = reqwest::Client::builder().timeout(PATIENCE).build().expect("a client");
+        let world = Self { spaces, http, client, clickhouse: Arc::new(Mutex::new(clickhouse)), processes, proxies, logs };
+        world.revive().await;
+        world
+    }
+
+    /// The way of a gateway or the operator to ClickHouse.
+    pub fn proxy(&self, part: Part) -> &Proxy {
+        &self.proxies[place(part)]
+    }
+
+    /// Ends a part by SIGKILL; what this gives can do so from elsewhere.
+    pub fn killer(&self, part: Part) -> Box<dyn FnOnce() + Send> {
+        if part == Part::ClickHouse {
+            let clickhouse = Arc::clone(&self.clickhouse);
+            return Box::new(move || lock(&clickhouse).kill());
+        }
+        let process = Arc::clone(&self.processes[place(part)]);
+        Box::new(move || lock(&process).kill())
+    }
+
+    pub fn restart(&self, part: Part, kill: bool) {
+        tokio::task::block_in_place(|| {
+            if kill {
+                self.killer(part)();
+            } else if part == Part::ClickHouse {
+                lock(&self.clickhouse).stop();
+            } else {
+                lock(&self.processes[place(part)]).stop();
+            }
+            if part == Part::ClickHouse {
+                lock(&self.clickhouse).restart();
+            }
+        });
+    }
+
+    /// Lets a gateway's next life have another clock.
+    pub fn set_clock(&self, gateway: usize, offset: i64) {
+        lock(&self.processes[gateway]).offset = offset;
+        self.restart(Part::Gateway(gateway), true);
+    }
+
+    /// From and to, how far gateways' clocks are from ours, ms.
+    pub fn clocks(&self) -> (i64, i64) {
+        let offsets: Vec<i64> = self.processes[..GATEWAYS].iter().map(|process| lock(process).offset * 1_000).collect();
+        (offsets.iter().copied().min().unwrap_or_default(), offsets.iter().copied().max().unwrap_or_default())
+    }
+
+    /// Ends all faults, starts what does not run, and waits until everything is ready. Tells how many armed faults had
+    /// not come to pass.
+    pub async fn revive(&self) -> usize {
+        let idle = self.proxies.iter().filter(|proxy| proxy.heal()).count();
+        tokio::task::block_in_place(|| {
+            let mut clickhouse = lock(&self.clickhouse);
+            if !clickhouse.runs() {
+                clickhouse.restart();
+            }
+            self.processes.iter().for_each(|process| lock(process).ensure());
+        });
+        for process in &self.processes {
+            let url = format!("http://127.0.0.1:{}/readyz", lock(process).port);
+            eventually(&format!("{url} is ready"), async || (self.http.get(&url).send().await.ok()?.status() == 200).then_some(())).await;
+        }
+        idle
+    }
+
+    /// Asks a gateway once.
+    pub async fn ask(&self, gateway: usize, request: &Request) -> Result<Answer, String> {
+        let port = lock(&self.processes[gateway]).port;
+        let sign = if request.path.contains('?') { '&' } else { '?' };
+        let url = format!("http://127.0.0.1:{port}{}{sign}namespace={}", request.path, self.spaces[request.space]);
+        let mut builder = self.http.request(request.method.clone(), url).body(request.body.clone());
+        for (name, value) in &request.headers {
+            builder = builder.header(name, value);
+        }
+        let answer = builder.send().await.map_err(|why| why.to_string())?;
+        let status = answer.status().as_u16();
+        Ok(Answer { status, body: answer.text().await.map_err(|why| why.to_string())?, tries: 1 })
+    }
+
+    /// Asks until there is an answer that is not "not now", which may come for a while after something failed.
+    pub async fn answered(&self, gateway: usize, request: &Request) -> Answer {
+        let (start, mut tries) = (Instant::now(), 0);
+        loop {
+            tries += 1;
+            let told = match self.ask(gateway, request).await {
+                Ok(answer) if !matches!(answer.status, 429 | 503) => return Answer { tries, ..answer },
+                told => told,
+            };
+            assert!(start.elapsed() < PATIENCE, "{request:?} was never answered: {told:?}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Runs a statement in ClickHouse, as an administrator would.
+    pub async fn sql(&self, sql: &str) -> Result<String, String> {
+        let url = lock(&self.clickhouse).url().to_owned();
+        let answer = self.http.post(url).body(sql.to_owned()).send().await.map_err(|why| why.to_string())?;
+        let good = answer.status().is_success();
+        let text = answer.text().await.map_err(|why| why.to_string())?;
+        if good { Ok(text) } else { Err(text) }
+    }
+
+    fn api(&self, kind: &str, space: usize) -> Api<DynamicObject> {
+        let resource = ApiResource::from_gvk(&GroupVersionKind::gvk("kubemeter.io", "v1alpha1", kind));
+        Api::namespaced_with(self.client.clone(), &self.spaces[space], &resource)
+    }
+
+    pub async fn object(&self, kind: &str, space: usize, name: &str) -> Option<Value> {
+        let found = self.api(kind, space).get_opt(name).await.expect("the API server answers");
+        found.map(|object| serde_json::to_value(object).expect("it was JSON"))
+    }
+
+    /// Makes an object or puts another spec in its place, as `kubectl replace` does.
+    pub async fn put(&self, kind: &str, space: usize, name: &str, spec: &Value) {
+        let api = self.api(kind, space);
+        eventually(&format!("{kind} {name} is written"), async || {
+            let object = json!({"apiVersion": "kubemeter.io/v1alpha1", "kind": kind, "metadata": {"name": name}, "spec": spec});
+            let mut object: DynamicObject = serde_json::from_value(object).expect("it is an object");
+            let written = match api.get_opt(name).await.expect("the API server answers") {
+                None => api.create(&PostParams::default(), &object).await,
+                Some(there) => {
+                    object.metadata = there.metadata;
+                    api.replace(name, &PostParams::default(), &object).await
+                }
+            };
+            match written {
+                Ok(_) => Some(()),
+                Err(kube::Error::Api(status)) if status.code == 409 => None,
+                Err(why) => panic!("{kind} {name}: {why}"),
+            }
+        })
+        .await;
+    }
+
+    pub async fn delete(&self, kind: &str, space: usize, name: &str) {
+        self.api(kind, space).delete(name, &DeleteParams::default()).await.expect("it is there");
+    }
+
+    /// Takes everything of the history out of the cluster, which other histories share.
+    pub async fn end(&self) {
+        for space in 0..SPACES {
+            for kind in ["Meter", "Customer"] {
+                let api = self.api(kind, space);
+                for object in api.list(&Default::default()).await.map(|list| list.items).unwrap_or_default() {
+                    let name = object.metadata.name.unwrap_or_default();
+                    let freed = json!({"metadata": {"finalizers": null}});
+                    let _ = api.delete(&name, &DeleteParams::default()).await;
+                    let _ = api.patch(&name, &PatchParams::default(), &Patch::Merge(&freed)).await;
+                }
+            }
+        }
+    }
+
+    /// What processes wrote that they never should.
+    pub fn complaints(&self) -> Option<String> {
+        let texts = self.logs().into_iter();
+        texts.flat_map(|(_, text)| text.lines().map(str::to_owned).collect::<Vec<_>>()).find(|line| line.contains("panicked at"))
+    }
+
+    /// The ends of all logs.
+    pub fn log_ends(&self) -> String {
+        let end = |(name, text): (String, String)| {
+            let lines: Vec<&str> = text.lines().collect();
+            format!("--- {name}\n{}\n", lines[lines.len().saturating_sub(12)..].join("\n"))
+        };
+        self.logs().into_iter().map(end).collect()
+    }
+
+    fn logs(&self) -> Vec<(String, String)> {
+        let read = |path: &Path| String::from_utf8_lossy(&std::fs::read(path).unwrap_or_default()).into_owned();
+        let files = std::fs::read_dir(self.logs.path()).into_iter().flatten().flatten();
+        let files = files.filter(|file| file.path().extension().is_some_and(|extension| extension == "log"));
+        files.map(|file| (file.file_name().to_string_lossy().into_owned(), read(&file.path()))).collect()
+    }
+}
+
+impl Process {
+    fn ensure(&mut self) {
+        if let Some(child) = &mut self.child
+            && child.try_wait().expect("it was started").is_none()
+        {
+            return;
+        }
+        let log = File::options().create(true).append(true).open(&self.log).expect("a file in a temporary folder");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_kubemeter"));
+        command.args([self.command, "--clickhouse-url", &self.url, "--listen", &format!("127.0.0.1:{}", self.port)]);
+        if self.command == "operator" {
+            command.arg("--leader-election=false");
+        }
+        if self.offset != 0 {
+            command
+                .env("LD_PRELOAD", super::clock::library(self.log.parent().expect("it is in a folder")))
+                .env("CLOCK_OFFSET_SECONDS", self.offset.to_string());
+        }
+        command.env("KUBECONFIG", &ControlPlane::shared().kubeconfig).stdin(Stdio::null());
+        command.stdout(log.try_clone().expect("a file")).stderr(log);
+        self.child = Some(command.spawn().expect("it was built"));
+    }
+
+    fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    fn stop(&mut self) {
+        let Some(mut child) = self.child.take() else { return };
+        let _ = Command::new("kill").args(["-TERM", &child.id().to_string()]).status();
+        let start = Instant::now();
+        while child.try_wait().expect("it was started").is_none() {
+            assert!(start.elapsed() < PATIENCE, "SIGTERM did not end {}", self.command);
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn place(part: Part) -> usize {
+    match part {
+        Part::Gateway(number) => number,
+        Part::Operator => GATEWAYS,
+        Part::ClickHouse => panic!("ClickHouse has no way to itself"),
+    }
+}
+
+fn lock<T>(shared: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+async fn install_crds(client: &kube::Client) {
+    static INSTALLED: OnceCell<()> = OnceCell::const_new();
+    let install = async || {
+        let api: Api<CustomResourceDefinition> = Api::all(client.clone());
+        for name in ["meters", "customers"] {
+            let file = format!("{}/crds/{name}.yaml", env!("CARGO_MANIFEST_DIR"));
+            let text = std::fs::read_to_string(file).expect("crds/ has it");
+            let crd = Value::deserialize(serde_yaml::Deserializer::from_str(&text)).expect("it is YAML");
+            let name = format!("{name}.kubemeter.io");
+            api.patch(&name, &PatchParams::apply("simulation").force(), &Patch::Apply(&crd)).await.expect("an administrator may");
+            eventually("the CRD is established", async || {
+                let conditions = api.get(&name).await.ok()?.status?.conditions?;
+                conditions.iter().any(|c| c.type_ == "Established" && c.status == "True").then_some(())
+            })
+            .await;
+        }
+    };
+    INSTALLED.get_or_init(install).await;
+}
