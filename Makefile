@@ -57,6 +57,11 @@ bench: ## Measure ingest and queries against the limit of the same ClickHouse
 	cargo build --locked --release
 	cargo run --locked --release --example bench -- $(ARGS)
 
+.PHONY: simulate
+simulate: setup setup-kubernetes ## Live SEEDS=n histories against the model, from SEED=s on (STEPS=n: their length)
+	KUBEMETER_SIMULATION_SEEDS=$(or $(SEEDS),1) KUBEMETER_SIMULATION_SEED=$(SEED) KUBEMETER_SIMULATION_STEPS=$(STEPS) \
+	  KUBEMETER_SIMULATION_SHRINK_SECONDS=$(or $(SHRINK),120) cargo test --locked --test simulation -- --nocapture
+
 .PHONY: cluster-up
 cluster-up: setup setup-kubernetes build ## Run Kubemeter on a real API server on this machine, in the background
 	@$(PYTHON) scripts/cluster.py up

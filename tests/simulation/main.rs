@@ -16,19 +16,20 @@ mod observe;
 mod proxy;
 mod run;
 mod send;
+mod shrink;
 mod storm;
 mod usage;
 mod world;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use history::History;
 
 /// Seeds that every run has.
 const FIXED: &[u64] = &[1, 2, 3];
 /// Steps of a history.
-const STEPS: usize = 40;
+const STEPS: usize = 25;
 
 fn number(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok().filter(|text| !text.is_empty())?;
@@ -39,6 +40,7 @@ fn number(name: &str) -> Option<u64> {
 async fn histories_are_lived_as_the_model_says() {
     let fresh = fastrand::u64(0..1_000_000_000);
     let steps = number("KUBEMETER_SIMULATION_STEPS").map_or(STEPS, |steps| steps as usize);
+    let shrink_for = Duration::from_secs(number("KUBEMETER_SIMULATION_SHRINK_SECONDS").unwrap_or(0));
     let (seeds, progress): (Vec<u64>, bool) = match (number("KUBEMETER_SIMULATION_SEED"), number("KUBEMETER_SIMULATION_SEEDS")) {
         (None, None) => (FIXED.iter().copied().chain([fresh]).collect(), false),
         (first, count) => {
@@ -47,12 +49,15 @@ async fn histories_are_lived_as_the_model_says() {
         }
     };
     for seed in seeds {
-        let start = Instant::now();
+        let (start, at) = (Instant::now(), AtomicUsize::new(0));
         let history = History::generate(seed, steps);
-        let at = AtomicUsize::new(0);
         if let Err(why) = run::live(&history, &at, progress).await {
             let step = at.load(Ordering::SeqCst);
-            panic!("seed {seed}, step {step}: {why}\nagain: make simulate SEED={seed} STEPS={steps}");
+            let again = format!("again: make simulate SEED={seed} STEPS={steps}");
+            eprintln!("seed {seed} fails at step {step}: {why}\n{again}");
+            let (history, why) = shrink::shrink(history, step, why, shrink_for).await;
+            let left: Vec<usize> = history.steps.iter().map(|(number, _)| *number).collect();
+            panic!("seed {seed} fails at step {step}; of its steps {left:?} are enough: {why}\n{again}");
         }
         eprintln!("seed {seed}: {steps} steps in {:.1} s", start.elapsed().as_secs_f32());
     }

@@ -43,7 +43,7 @@ pub async fn live(history: &History, at: &AtomicUsize, progress: bool) -> Result
             eprintln!("seed {} step {number}: {} in {} ms", history.seed, name(step), start.elapsed().as_millis());
         }
         if let Err(why) = done {
-            result = Err(format!("{why}\n{step:#?}\n{}", life.world.log_ends()));
+            result = Err(format!("{why}\n{step:?}\n{}", life.world.log_ends()));
             break;
         }
     }

@@ -190,7 +190,8 @@ fn take(life: &mut Life, storm: &Storm, from: i64) -> Versions {
         let version =
             model.judge(&event, arrival).unwrap_or_else(|codes| panic!("{event:?} is {codes:?}, but storms have good events only"));
         let known = versions.entry(event.key()).or_default();
-        if !known.contains(&version) {
+        // Without a time, each sending may get another one, and be seen beside the other for a moment.
+        if version.time.0 != version.time.1 || !known.contains(&version) {
             known.push(version);
         }
     }

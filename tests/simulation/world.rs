@@ -152,9 +152,13 @@ impl World {
     /// not come to pass.
     pub async fn revive(&self) -> usize {
         let idle = self.proxies.iter().filter(|proxy| proxy.heal()).count();
+        // The engine may have crashed by itself, on a connection that was cut, and hang on its way out.
+        let asked = tokio::time::timeout(Duration::from_secs(10), self.sql("SELECT 1")).await;
+        let answers = asked.is_ok_and(|answer| answer.is_ok());
         tokio::task::block_in_place(|| {
             let mut clickhouse = lock(&self.clickhouse);
-            if !clickhouse.runs() {
+            if !clickhouse.runs() || !answers {
+                clickhouse.kill();
                 clickhouse.restart();
             }
             self.processes.iter().for_each(|process| lock(process).ensure());
@@ -264,7 +268,7 @@ impl World {
     pub fn log_ends(&self) -> String {
         let end = |(name, text): (String, String)| {
             let lines: Vec<&str> = text.lines().collect();
-            format!("--- {name}\n{}\n", lines[lines.len().saturating_sub(12)..].join("\n"))
+            format!("--- {name}\n{}\n", lines[lines.len().saturating_sub(25)..].join("\n"))
         };
         self.logs().into_iter().map(end).collect()
     }
@@ -273,7 +277,8 @@ impl World {
         let read = |path: &Path| String::from_utf8_lossy(&std::fs::read(path).unwrap_or_default()).into_owned();
         let files = std::fs::read_dir(self.logs.path()).into_iter().flatten().flatten();
         let files = files.filter(|file| file.path().extension().is_some_and(|extension| extension == "log"));
-        files.map(|file| (file.file_name().to_string_lossy().into_owned(), read(&file.path()))).collect()
+        let logs = files.map(|file| (file.file_name().to_string_lossy().into_owned(), read(&file.path())));
+        logs.chain([("clickhouse.log".to_owned(), lock(&self.clickhouse).log())]).collect()
     }
 }
 

@@ -46,6 +46,13 @@ impl ClickHouse {
         &self.url
     }
 
+    /// What it logged, if it is one of its own.
+    pub fn log(&self) -> String {
+        let file = self.own.as_ref().map(|own| own.directory.path().join("data/clickhouse.log"));
+        let bytes = file.and_then(|file| std::fs::read(file).ok()).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
     /// Whether it has not ended.
     pub fn runs(&mut self) -> bool {
         self.own().running.runs()
