@@ -2,7 +2,7 @@
 
 use super::generate::Generator;
 use super::history::{GATEWAYS, Part, Post};
-use super::model::{Key, Meter};
+use super::model::{Event, Key, Meter};
 use super::proxy::Direction;
 
 /// Posts, and perhaps a cancellation and an edit of a Meter, all at once and while things fail. Whatever is not answered
@@ -11,6 +11,10 @@ use super::proxy::Direction;
 pub struct Storm {
     pub space: usize,
     pub posts: Vec<Post>,
+    /// What senders send instead when a post was not answered: the same, or with other times, subjects and values.
+    pub again: Vec<Post>,
+    /// Reverts a cancellation, of the newest but so many.
+    pub revert: Option<usize>,
     pub cancel: Vec<Key>,
     pub edit: Option<(String, Meter)>,
     pub faults: Vec<Fault>,
@@ -51,17 +55,35 @@ pub fn generate(from: &mut Generator) -> Storm {
         }
         posts.push(post);
     }
-    let cancel = match from.rng.u32(0..4) {
-        0 => from.known_keys(space, 5),
-        _ => Vec::new(),
+    let again = posts.iter().map(|post| if from.rng.u32(0..3) == 0 { resent(from, post) } else { post.clone() }).collect();
+    let (cancel, revert) = match from.rng.u32(0..6) {
+        0 | 1 => (from.known_keys(space, 5), None),
+        2 => (Vec::new(), Some(from.rng.usize(0..3))),
+        _ => (Vec::new(), None),
     };
     let edit = (from.rng.u32(0..4) == 0).then(|| from.edited(space));
-    let faults = (0..from.rng.usize(0..3)).map(|_| fault(from, edit.is_some())).collect();
-    Storm { space, posts, cancel, edit, faults, patience_ms: *from.one_of(&[300, 1_500, 3_000]), stall_ms: from.rng.u64(50..1_500) }
+    let faults = (0..from.rng.usize(0..4)).map(|_| fault(from, edit.is_some())).collect();
+    Storm {
+        space,
+        posts,
+        again,
+        cancel,
+        revert,
+        edit,
+        faults,
+        patience_ms: *from.one_of(&[300, 1_500, 3_000]),
+        stall_ms: from.rng.u64(50..1_500),
+    }
+}
+
+/// A post as a forgetful sender sends it again.
+fn resent(from: &mut Generator, post: &Post) -> Post {
+    let events = post.events.iter().map(|event| Event { kind: event.kind.clone(), ..from.changed(event.clone()) }).collect();
+    Post { events, ..post.clone() }
 }
 
 fn fault(from: &mut Generator, edit: bool) -> Fault {
-    if from.rng.u32(0..8) == 0 {
+    if from.rng.u32(0..5) == 0 {
         return Fault::Full { table: from.rng.usize(0..100) };
     }
     let of = if edit && from.rng.bool() { Part::Operator } else { Part::Gateway(from.gateway()) };

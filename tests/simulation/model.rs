@@ -107,8 +107,8 @@ pub struct Space {
     pub rejects: Vec<Reject>,
     /// Oldest first.
     pub cancellations: Vec<Cancellation>,
-    /// Refused in posts that were sent again: they may be kept more than once.
-    pub repeated: BTreeSet<Key>,
+    /// Rejects that may have been kept: of tries that were not answered.
+    pub perhaps: Vec<Reject>,
     /// May be stored or not until the next listing says.
     pub optional: BTreeSet<Key>,
 }
@@ -137,7 +137,14 @@ impl Space {
 
     /// Takes a post that was answered.
     pub fn post(&mut self, events: &[Event], atomic: bool, arrival: Span) -> Outcome {
-        let judged: Vec<_> = events.iter().map(|event| self.judge(event, arrival)).collect();
+        let mut judged: Vec<_> = events.iter().map(|event| self.judge(event, arrival)).collect();
+        // Of two events with one identity and different types the second is no repeat of what is stored.
+        let mut kinds = BTreeMap::new();
+        for (event, judged) in events.iter().zip(&mut judged).filter(|(event, _)| !self.events.contains_key(&event.key())) {
+            if judged.is_ok() && kinds.entry(event.key()).or_insert(&event.kind) != &&event.kind {
+                *judged = Err(BTreeSet::from(["invalid_event"]));
+            }
+        }
         let refuse_all = atomic && judged.iter().any(Result::is_err);
         let mut outcome = Outcome::default();
         for (index, (event, judged)) in events.iter().zip(judged).enumerate() {

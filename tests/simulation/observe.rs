@@ -11,7 +11,7 @@ use super::calendar::{SIZES, ZONES, ms, text};
 use super::generate::SUBJECTS;
 use super::history::GATEWAYS;
 use super::json::Json;
-use super::model::Space;
+use super::model::{Reject, Space};
 use super::usage::{self, Query, Row};
 use super::world::{Request, World};
 
@@ -72,15 +72,14 @@ pub async fn events(world: &World, rng: &mut Rng, space: usize, model: &mut Spac
             return Err(format!("GET /events has {key:?} twice"));
         }
         let (time, leaves) = (ms(&event.time), Json::read(&event.data).leaves());
-        stored
-            .versions
+        let known = stored.versions.clone();
+        let versions = &mut stored.versions;
+        versions
             .retain(|v| v.kind == event.kind && v.subject == event.subject && v.time.0 <= time && time <= v.time.1 && v.leaves == leaves);
-        stored.versions.truncate(1);
-        let Some(version) = stored.versions.first_mut() else {
-            return Err(format!(
-                "GET /events has {key:?} as it was never sent: {} {} {} {}",
-                event.kind, event.subject, event.time, event.data
-            ));
+        versions.truncate(1);
+        let Some(version) = versions.first_mut() else {
+            let Listed { kind, subject, time, data, .. } = event;
+            return Err(format!("GET /events has {key:?} as {kind} {subject} {time} {data}, not as {known:?}"));
         };
         version.time = (time, time);
         let states = stored.states.clone();
@@ -177,10 +176,10 @@ pub async fn rejects(world: &World, rng: &mut Rng, space: usize, model: &mut Spa
     for id in open.clone() {
         let listed = &listed[&id];
         let key = (listed.source.clone().unwrap_or_default(), listed.id.clone().unwrap_or_default());
-        let twin = model.rejects.iter().find(|reject| reject.event.key() == key && model.repeated.contains(&key)).cloned();
-        if let Some(twin) = twin {
+        let kept = model.perhaps.iter().find(|perhaps| perhaps.event.key() == key && perhaps.codes.contains(listed.code.as_str()));
+        if let Some(kept) = kept.cloned() {
             open.remove(&id);
-            model.rejects.push(super::model::Reject { id: Some(id), ..twin });
+            model.rejects.push(Reject { id: Some(id), ..kept });
         }
     }
     if open.is_empty() { Ok(()) } else { Err(format!("GET /events/rejected has {open:?}, which were never refused")) }

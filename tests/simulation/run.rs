@@ -132,9 +132,10 @@ impl Life {
         let answer = self.world.answered(post.gateway, &request).await;
         let arrival = (from, self.now().1);
         let model = &mut self.spaces[post.space];
+        let before = model.rejects.len();
         let outcome = model.post(&events, post.atomic, arrival);
         if answer.tries > 1 {
-            model.repeated.extend(usage::keys(&events));
+            model.perhaps.extend_from_slice(&model.rejects[before..]);
         }
         compare(&answer, &outcome)
     }
@@ -258,7 +259,9 @@ impl Life {
         if dry_run {
             return if told.get("cancellationId").is_none() { Ok(()) } else { Err(format!("a dry run was answered {answer:?}")) };
         }
-        self.cancelled(space, &hit).await
+        self.cancelled(space, &hit).await?;
+        let listed = self.spaces[space].cancellations.iter().any(|listed| told["cancellationId"] == listed.id.as_str());
+        if listed || hit.is_empty() { Ok(()) } else { Err(format!("{body} was answered {answer:?}, which is not listed")) }
     }
 
     /// Takes note of new cancellations, by one of which each of these events is cancelled now.

@@ -10,8 +10,8 @@ use serde_json::json;
 
 use super::faults::{Fault, Storm, What};
 use super::history::{GATEWAYS, Part, Post};
-use super::model::{Key, Meter, Outcome, Space, Version};
-use super::proxy::Event;
+use super::model::{Event, Key, Meter, Outcome, Reject, Space, Version};
+use super::proxy;
 use super::run::{Life, compare, spec};
 use super::usage::{Query, possible};
 use super::world::{Answer, Request};
@@ -39,7 +39,8 @@ pub async fn run(life: &mut Life, storm: &Storm) -> Result<(), String> {
     let from = life.now().0;
     let patience = Duration::from_millis(storm.patience_ms);
     let requests: Vec<Request> = storm.posts.iter().map(send::request).collect();
-    let cancel = cancel_request(storm);
+    let again: Vec<Request> = storm.again.iter().map(send::request).collect();
+    let (cancel, revert) = (cancel_request(storm), revert_request(&life.spaces[storm.space], storm));
     let done = AtomicBool::new(false);
     let asked = Mutex::new(Vec::new());
     let began = Instant::now();
@@ -59,13 +60,19 @@ pub async fn run(life: &mut Life, storm: &Storm) -> Result<(), String> {
             Some(request) => once(0, request).await.0,
         }
     };
+    let reverted = async {
+        match &revert {
+            None => None,
+            Some((_, request)) => once(1, request).await.0,
+        }
+    };
     let edited = async {
         if let Some((name, meter)) = &storm.edit {
             world.put("Meter", storm.space, name, &spec(meter)).await;
         }
     };
     let work = async {
-        let answers = tokio::join!(posts, cancelled, edited);
+        let answers = tokio::join!(posts, cancelled, reverted, edited);
         done.store(true, Ordering::SeqCst);
         answers
     };
@@ -87,23 +94,27 @@ pub async fn run(life: &mut Life, storm: &Storm) -> Result<(), String> {
             }
         }
     };
-    let ((posts, cancelled, ()), (), ()) = tokio::join!(work, unstall, questions);
+    let ((posts, cancelled, reverted, ()), (), ()) = tokio::join!(work, unstall, questions);
 
     let asked = asked.into_inner().expect("no panic");
     let before = life.spaces[storm.space].clone();
     let spans: Vec<_> = posts.iter().map(|(answer, ended)| (answer.is_some(), Span { began, ended: *ended })).collect();
     calm(life, full).await;
-    send_again(life, storm, &requests, posts).await?;
-    let versions = take(life, storm, from);
+    let answers = send_again(life, storm, &again, posts).await;
+    let versions = take(life, storm, from, &answers)?;
     if let Some(request) = &cancel {
-        let answer = match cancelled {
-            Some(answer) => answer,
-            None => life.world.answered(1, request).await,
-        };
+        let answer = again_until_answered(life, 1, request, cancelled).await;
         if answer.status != 200 {
             return Err(format!("a cancellation was answered {answer:?}"));
         }
         cancelled_after(life, storm, &before, &versions).await?;
+    }
+    if let Some((index, request)) = &revert {
+        let answer = again_until_answered(life, 0, request, reverted).await;
+        if answer.status != 200 {
+            return Err(format!("a revert was answered {answer:?}"));
+        }
+        life.spaces[storm.space].revert(*index);
     }
     if let Some((name, meter)) = &storm.edit {
         life.settle_meter(storm.space, name, meter).await;
@@ -114,6 +125,20 @@ pub async fn run(life: &mut Life, storm: &Storm) -> Result<(), String> {
 /// Questions whose answer does not depend on times that are still open.
 fn during(query: Query) -> Query {
     Query { size: None, zone: None, from: None, to: None, csv: false, ..query }
+}
+
+async fn again_until_answered(life: &Life, gateway: usize, request: &Request, answer: Option<Answer>) -> Answer {
+    match answer {
+        Some(answer) => answer,
+        None => life.world.answered(gateway, request).await,
+    }
+}
+
+/// The cancellation that the storm reverts.
+fn revert_request(model: &Space, storm: &Storm) -> Option<(usize, Request)> {
+    let index = model.cancellations.len().checked_sub(storm.revert? + 1)?;
+    let path = format!("/usage/cancellations/{}/revert", model.cancellations[index].id);
+    Some((index, Request { method: Method::POST, ..Request::get(storm.space, &path) }))
 }
 
 fn cancel_request(storm: &Storm) -> Option<Request> {
@@ -128,9 +153,9 @@ async fn arm(life: &Life, storm: &Storm) -> Vec<String> {
         match fault {
             Fault::Way { of, direction, after, what } => {
                 let event = match what {
-                    What::Cut => Event::Cut,
-                    What::Stall => Event::Stall,
-                    What::Kill(part) => Event::Call(life.world.killer(*part)),
+                    What::Cut => proxy::Event::Cut,
+                    What::Stall => proxy::Event::Stall,
+                    What::Kill(part) => proxy::Event::Call(life.world.killer(*part)),
                 };
                 life.world.proxy(*of).arm(*direction, *after, event);
             }
@@ -163,42 +188,85 @@ async fn calm(life: &Life, full: Vec<String>) {
     }
 }
 
-async fn send_again(life: &mut Life, storm: &Storm, requests: &[Request], posts: Vec<(Option<Answer>, Instant)>) -> Result<(), String> {
-    let again = storm.posts.iter().zip(requests).zip(posts).map(|((post, request), (answer, _))| {
-        let world = &life.world;
-        async move {
-            let answer = match answer {
-                Some(answer) => answer,
-                // Also by way of the other gateway.
-                None => world.answered((post.gateway + request.body.len()) % GATEWAYS, request).await,
-            };
-            compare(&answer, &Outcome { accepted: post.events.len(), rejected: BTreeMap::new() })
+/// Sends again what was not answered, perhaps changed, also by way of the other gateway.
+async fn send_again(life: &Life, storm: &Storm, again: &[Request], posts: Vec<(Option<Answer>, Instant)>) -> Vec<Told> {
+    let tries = storm.again.iter().zip(again).zip(posts).map(|((post, request), (answer, _))| async move {
+        match answer {
+            Some(answer) => Told { answer, again: false },
+            None => Told { answer: life.world.answered((post.gateway + request.body.len()) % GATEWAYS, request).await, again: true },
         }
     });
-    futures::future::join_all(again).await.into_iter().collect()
+    futures::future::join_all(tries).await
+}
+
+/// What a post was answered in the end.
+struct Told {
+    answer: Answer,
+    /// Not at once.
+    again: bool,
 }
 
 /// What each event of the storm may be stored as.
 type Versions = BTreeMap<Key, Vec<Version>>;
 
 /// Lets the model know of the storm's events.
-fn take(life: &mut Life, storm: &Storm, from: i64) -> Versions {
+fn take(life: &mut Life, storm: &Storm, from: i64, told: &[Told]) -> Result<Versions, String> {
     let arrival = (from, life.now().1);
     let model = &mut life.spaces[storm.space];
-    let mut versions = Versions::new();
-    for event in storm.posts.iter().flat_map(send::read) {
+    let mut sent: BTreeMap<Key, Vec<Version>> = BTreeMap::new();
+    let tried_again = storm.again.iter().zip(told).filter(|(_, told)| told.again).map(|(post, _)| post);
+    for event in storm.posts.iter().chain(tried_again).flat_map(send::read) {
         let version =
             model.judge(&event, arrival).unwrap_or_else(|codes| panic!("{event:?} is {codes:?}, but storms have good events only"));
-        let known = versions.entry(event.key()).or_default();
-        // Without a time, each sending may get another one, and be seen beside the other for a moment.
-        if version.time.0 != version.time.1 || !known.contains(&version) {
-            known.push(version);
-        }
+        sent.entry(event.key()).or_default().push(version);
     }
+    for (post, told) in storm.posts.iter().zip(told) {
+        refused(model, storm, post, told, &sent, arrival)?;
+    }
+    let versions: Versions = sent.into_iter().map(|(key, sent)| (key, mixed(&sent))).collect();
     for (key, versions) in &versions {
         model.store(key.clone(), versions.clone());
     }
-    versions
+    Ok(versions)
+}
+
+/// Of sendings of one identity at the same time one decides type, subject and time, and one of this type the data.
+fn mixed(sent: &[Version]) -> Vec<Version> {
+    let mut all = Vec::new();
+    for key in sent {
+        for data in sent.iter().filter(|data| data.kind == key.kind) {
+            let version = Version { leaves: data.leaves.clone(), ..key.clone() };
+            if !all.contains(&version) {
+                all.push(version);
+            }
+        }
+    }
+    all
+}
+
+/// A post of good events is taken as a whole; only one that has the identity of one of another type, which was not stored
+/// yet, may be refused.
+fn refused(model: &mut Space, storm: &Storm, post: &Post, told: &Told, sent: &Versions, arrival: (i64, i64)) -> Result<(), String> {
+    let answer = told.answer.json();
+    let code = BTreeSet::from(["invalid_event"]);
+    let contested =
+        |event: &Event| !model.events.contains_key(&event.key()) && sent[&event.key()].iter().any(|other| other.kind != event.kind);
+    let events = send::read(post);
+    let mut outcome = Outcome { accepted: events.len(), rejected: BTreeMap::new() };
+    for rejected in answer["rejected"].as_array().into_iter().flatten() {
+        let index = rejected["index"].as_u64().unwrap_or(u64::MAX) as usize;
+        if events.get(index).is_some_and(contested) {
+            outcome.accepted -= 1;
+            outcome.rejected.insert(index, code.clone());
+        }
+    }
+    let kept = |event: &Event| Reject { event: event.clone(), codes: code.clone(), arrival, id: None };
+    let perhaps: Vec<_> = events.iter().filter(|event| contested(event)).map(kept).collect();
+    model.perhaps.extend(perhaps);
+    if !told.again {
+        model.rejects.extend(outcome.rejected.keys().map(|index| kept(&events[*index])));
+    }
+    compare(&told.answer, &outcome).map_err(|why| format!("{why} ({} posts at once)", storm.posts.len()))
 }
 
 /// Lets the model know what the storm's cancellation took: all that counted before, and of what came at the same time any.
@@ -218,6 +286,7 @@ async fn cancelled_after(life: &mut Life, storm: &Storm, before: &Space, version
 /// Whether what was answered during the storm can be right.
 fn judge(storm: &Storm, before: &Space, versions: &Versions, posts: &[(bool, Span)], asked: Vec<Asked>) -> Result<(), String> {
     let cancelled: BTreeSet<&Key> = storm.cancel.iter().collect();
+    let reverted = storm.revert.and_then(|back| before.cancellations.len().checked_sub(back + 1));
     for Asked { query, span, answer } in asked {
         if answer.status != 200 {
             if matches!(answer.status, 429 | 500..) {
@@ -250,6 +319,8 @@ fn judge(storm: &Storm, before: &Space, versions: &Versions, posts: &[(bool, Spa
         for (key, stored) in space.events.iter().filter(|(_, stored)| stored.counts()) {
             if cancelled.contains(key) { open.push((key, stored.settled())) } else { sure.push((key, stored.settled())) }
         }
+        let back = space.events.iter().filter(|(_, stored)| reverted.is_some() && stored.states == [reverted]);
+        open.extend(back.map(|(key, stored)| (key, stored.settled())));
         for (key, versions) in versions.iter().filter(|(key, _)| !space.events.contains_key(*key)) {
             let told = storm.posts.iter().zip(posts).any(|(post, (told, at))| *told && at.ended <= span.began && has(post, key));
             match versions.as_slice() {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::calendar::{Window, window};
-use super::model::{Event, Key, Meter, Space, Version};
+use super::model::{Key, Meter, Space, Version};
 use super::number::Number;
 
 /// A question.
@@ -134,10 +134,11 @@ pub fn hit(space: &Space, query: &Query) -> BTreeSet<Key> {
     counting.filter(|(key, stored)| counts(space, meter, query, key, stored.settled()).is_some()).map(|(key, _)| key.clone()).collect()
 }
 
-/// The most events of a row for which all that may have been counted is tried.
-const OPEN: usize = 10;
+/// The most choices of a row that are tried.
+const CHOICES: usize = 4_096;
 
-/// Whether an answer can be right while it is open whether `pending` events count: says what is wrong.
+/// Whether an answer can be right while it is open whether `pending` events count, each as one of its versions: says
+/// what is wrong.
 pub fn possible<'a>(
     space: &'a Space,
     query: &Query,
@@ -155,21 +156,30 @@ pub fn possible<'a>(
     }
     for (key, known) in keys.into_iter().zip(known) {
         let value = answered.iter().find(|row| shape(row) == known).map(|row| row.value.clone());
-        let none = Vec::new();
-        let (sure, open) = (sure.get(key).unwrap_or(&none), pending.get(key).unwrap_or(&none));
-        if open.len() > OPEN {
+        let mut open: BTreeMap<(&str, &str), Vec<&Counted>> = BTreeMap::new();
+        for event in pending.get(key).into_iter().flatten() {
+            open.entry((&event.order.1, &event.order.2)).or_default().push(event);
+        }
+        let open: Vec<_> = open.into_values().collect();
+        let choices = open.iter().map(|versions| versions.len() + 1).try_fold(1_usize, usize::checked_mul).unwrap_or(usize::MAX);
+        if choices > CHOICES {
             continue;
         }
-        let choice = |bits: usize| open.iter().enumerate().filter(move |(index, _)| bits >> index & 1 == 1).map(|(_, event)| event);
-        let right = |bits: usize| fold(aggregation, &sure.iter().chain(choice(bits)).collect::<Vec<_>>()) == value;
-        if !(0..1 << open.len()).any(right) {
+        let sure: Vec<&Counted> = sure.get(key).into_iter().flatten().collect();
+        let right = |choice| fold(aggregation, &chosen(&sure, &open, choice)) == value;
+        if !(0..choices).any(right) {
             return Err(format!("{known:?} is answered {value:?}: of no choice among {} sure and {} open events", sure.len(), open.len()));
         }
     }
     Ok(())
 }
 
-/// Keys of events that a list of them is about.
-pub fn keys(events: &[Event]) -> BTreeSet<Key> {
-    events.iter().map(Event::key).collect()
+/// The sure events and, of each open one, no version or one: which, the number of the choice says.
+fn chosen<'a>(sure: &[&'a Counted], open: &[Vec<&'a Counted>], mut choice: usize) -> Vec<&'a Counted> {
+    let mut all = sure.to_vec();
+    for versions in open {
+        all.extend((choice % (versions.len() + 1)).checked_sub(1).map(|index| versions[index]));
+        choice /= versions.len() + 1;
+    }
+    all
 }
