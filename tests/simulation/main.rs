@@ -6,13 +6,17 @@ mod support;
 
 mod calendar;
 mod clock;
+mod events;
 mod faults;
 mod generate;
 mod history;
 mod json;
+mod meanwhile;
 mod model;
 mod number;
+mod objects;
 mod observe;
+mod process;
 mod proxy;
 mod run;
 mod send;
@@ -51,7 +55,8 @@ async fn histories_are_lived_as_the_model_says() {
     for seed in seeds {
         let (start, at) = (Instant::now(), AtomicUsize::new(0));
         let history = History::generate(seed, steps);
-        if let Err(why) = run::live(&history, &at, progress).await {
+        let lived = run::live(&history, &at, progress).await;
+        if let Err(why) = lived.clone() {
             let step = at.load(Ordering::SeqCst);
             let again = format!("again: make simulate SEED={seed} STEPS={steps}");
             eprintln!("seed {seed} fails at step {step}: {why}\n{again}");
@@ -59,6 +64,7 @@ async fn histories_are_lived_as_the_model_says() {
             let left: Vec<usize> = history.steps.iter().map(|(number, _)| *number).collect();
             panic!("seed {seed} fails at step {step}; of its steps {left:?} are enough: {why}\n{again}");
         }
-        eprintln!("seed {seed}: {steps} steps in {:.1} s", start.elapsed().as_secs_f32());
+        let faults = lived.unwrap_or_default();
+        eprintln!("seed {seed}: {steps} steps and {faults} faults in {:.1} s", start.elapsed().as_secs_f32());
     }
 }

@@ -66,11 +66,11 @@ impl Proxy {
         self.shared.lock().push(Armed { direction, left: after, event });
     }
 
-    /// Forgets what has not happened; what was stalled goes on. Tells whether anything had not happened.
-    pub fn heal(&self) -> bool {
+    /// Forgets what has not happened; what was stalled goes on. Tells how many had not happened.
+    pub fn heal(&self) -> usize {
         let waiting = std::mem::take(&mut *self.shared.lock()).len();
         self.unstall();
-        waiting > 0
+        waiting
     }
 
     /// What was stalled goes on.

@@ -1,7 +1,7 @@
 //! A history's steps, taken by the product and by the model.
 
 use std::any::Any;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
@@ -13,24 +13,25 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::calendar::text;
-use super::history::{GATEWAYS, History, Post, SPACES, Step, Target};
-use super::json::{Json, Segment, written};
-use super::model::{Cancellation, Customer, Event, Meter, Outcome, Space, Span, command_data};
+use super::history::{History, Post, SPACES, Step, Target};
+use super::json::{Json, Segment};
+use super::model::{Cancellation, Event, Meter, Outcome, Space, Span, command_data};
 use super::usage::{self, Query};
 use super::world::{Answer, Request, World};
 use super::{observe, send, storm};
-use crate::support::eventually;
 
 /// The product and what it ought to know.
 pub struct Life {
     pub world: World,
     pub spaces: Vec<Space>,
     pub rng: Rng,
+    /// Faults that came to pass.
+    pub faults: usize,
 }
 
-/// Lives a history; tells at which step it is, and what was wrong there.
-pub async fn live(history: &History, at: &AtomicUsize, progress: bool) -> Result<(), String> {
-    let mut life = Life { world: World::start().await, spaces: vec![Space::default(); SPACES], rng: Rng::new() };
+/// Lives a history; tells at which step it is, and what was wrong there, or how many faults it came through.
+pub async fn live(history: &History, at: &AtomicUsize, progress: bool) -> Result<usize, String> {
+    let mut life = Life { world: World::start().await, spaces: vec![Space::default(); SPACES], rng: Rng::new(), faults: 0 };
     let mut result = Ok(());
     for (number, step) in &history.steps {
         at.store(*number, Ordering::SeqCst);
@@ -48,7 +49,7 @@ pub async fn live(history: &History, at: &AtomicUsize, progress: bool) -> Result
         }
     }
     life.world.end().await;
-    result
+    result.map(|()| life.faults)
 }
 
 /// What a panic says.
@@ -87,6 +88,7 @@ impl Life {
             Step::Restart { part, kill } => {
                 self.world.restart(*part, *kill);
                 self.world.revive().await;
+                self.faults += 1;
                 self.rng.usize(0..SPACES)
             }
             Step::Clock { gateway, offset } => {
@@ -321,115 +323,6 @@ impl Life {
         }
         expect_status(&answer, 200)
     }
-
-    async fn put_meter(&mut self, space: usize, name: &str, meter: &Meter, http: bool, during: Option<&Post>) -> Result<(), String> {
-        let is_there = self.spaces[space].meters.contains_key(name);
-        let put = async {
-            if !http {
-                self.world.put("Meter", space, name, &spec(meter)).await;
-                return Ok(());
-            }
-            let mut document = spec(meter);
-            document["meterId"] = json!(name);
-            let request = match is_there {
-                true => Request::json(Method::PUT, space, &format!("/meters/{name}"), &document),
-                false => Request::json(Method::POST, space, "/meters", &document),
-            };
-            let gateway = space % GATEWAYS;
-            expect_status(&self.world.answered(gateway, &request).await, if is_there { 200 } else { 201 })
-        };
-        let from = self.now().0;
-        let post = async {
-            match during {
-                None => None,
-                Some(post) => Some(self.world.answered(post.gateway, &send::request(post)).await),
-            }
-        };
-        let (put, posted) = tokio::join!(put, post);
-        put?;
-        self.settle_meter(space, name, meter).await;
-        let arrival = (from, self.now().1);
-        let (Some(post), Some(answer)) = (during, posted) else { return Ok(()) };
-        let outcome = self.spaces[space].post(&post.events, false, arrival);
-        compare(&answer, &outcome)
-    }
-
-    /// Waits until every gateway answers with a Meter as it is now.
-    pub async fn settle_meter(&mut self, space: usize, name: &str, meter: &Meter) {
-        eventually(&format!("Meter {name} is ready with unit {}", meter.unit), async || {
-            let object = self.world.object("Meter", space, name).await?;
-            let ready = is_settled(&object).filter(|ready| ready["status"] == "True");
-            ready.filter(|_| object["status"]["active"]["unit"] == meter.unit.as_str()).map(|_| ())
-        })
-        .await;
-        for gateway in 0..GATEWAYS {
-            eventually(&format!("gateway {gateway} answers with unit {}", meter.unit), async || {
-                let answer = self.world.ask(gateway, &Request::get(space, &format!("/usage/{name}"))).await.ok()?;
-                (answer.status == 200 && answer.json()["unit"] == meter.unit.as_str()).then_some(())
-            })
-            .await;
-        }
-        self.spaces[space].meters.insert(name.to_owned(), meter.clone());
-    }
-
-    async fn put_customer(&mut self, space: usize, name: &str, subjects: &[String], purge: bool, http: bool) -> Result<(), String> {
-        let mut document = json!({"subjects": subjects, "deletionPolicy": if purge { "Purge" } else { "Retain" }});
-        if http {
-            document["customerId"] = json!(name);
-            let is_there = self.spaces[space].customers.contains_key(name);
-            let request = match is_there {
-                true => Request::json(Method::PUT, space, &format!("/customers/{name}"), &document),
-                false => Request::json(Method::POST, space, "/customers", &document),
-            };
-            expect_status(&self.world.answered(0, &request).await, if is_there { 200 } else { 201 })?;
-        } else {
-            self.world.put("Customer", space, name, &document).await;
-        }
-        self.settle_customer(space, name, subjects.to_vec(), purge).await;
-        Ok(())
-    }
-
-    async fn settle_customer(&mut self, space: usize, name: &str, subjects: Vec<String>, purge: bool) {
-        let created = eventually(&format!("Customer {name} is mapped"), async || {
-            let object = self.world.object("Customer", space, name).await?;
-            is_settled(&object)?;
-            object["metadata"]["creationTimestamp"].as_str().map(str::to_owned)
-        })
-        .await;
-        self.spaces[space].customers.insert(name.to_owned(), Customer { subjects, purge, created });
-    }
-
-    async fn drop_object(&mut self, kind: &str, space: usize, name: &str, http: bool) -> Result<(), String> {
-        let model = &self.spaces[space];
-        let (is_there, path) = match kind {
-            "Meter" => (model.meters.contains_key(name), format!("/meters/{name}")),
-            _ => (model.customers.contains_key(name), format!("/customers/{name}")),
-        };
-        if http {
-            let request = Request { method: Method::DELETE, ..Request::get(space, &path) };
-            expect_status(&self.world.answered(1, &request).await, if is_there { 202 } else { 404 })?;
-        } else if is_there {
-            self.world.delete(kind, space, name).await;
-        }
-        if is_there {
-            self.gone(kind, space, name).await;
-            match kind {
-                "Meter" => drop(self.spaces[space].meters.remove(name)),
-                _ => self.spaces[space].drop_customer(name),
-            }
-        }
-        Ok(())
-    }
-
-    async fn gone(&self, kind: &str, space: usize, name: &str) {
-        eventually(&format!("{kind} {name} goes"), async || self.world.object(kind, space, name).await.is_none().then_some(())).await;
-        for gateway in (0..GATEWAYS).filter(|_| kind == "Meter") {
-            eventually(&format!("gateway {gateway} forgets {name}"), async || {
-                (self.world.ask(gateway, &Request::get(space, &format!("/usage/{name}"))).await.ok()?.status == 404).then_some(())
-            })
-            .await;
-        }
-    }
 }
 
 fn events_request(space: usize, body: String) -> Request {
@@ -441,28 +334,8 @@ fn indexed(meter: &Meter) -> bool {
     meter.value.iter().chain(meter.groups.values()).flatten().any(|segment| matches!(segment, Segment::Index(_)))
 }
 
-/// A Meter's spec.
-pub fn spec(meter: &Meter) -> Value {
-    let groups: BTreeMap<_, _> = meter.groups.iter().map(|(name, path)| (name, written(path))).collect();
-    let mut spec =
-        json!({"eventType": meter.kind, "aggregation": meter.aggregation, "unit": meter.unit, "deletionPolicy": meter.deletion_policy});
-    if !groups.is_empty() {
-        spec["groupBy"] = json!(groups);
-    }
-    if let Some(path) = &meter.value {
-        spec["valueProperty"] = json!(written(path));
-    }
-    spec
-}
-
-/// The `Ready` condition, if it speaks of the newest spec.
-fn is_settled(object: &Value) -> Option<&Value> {
-    let conditions = object["status"]["conditions"].as_array()?;
-    let ready = conditions.iter().find(|condition| condition["type"] == "Ready")?;
-    (ready["observedGeneration"] == object["metadata"]["generation"]).then_some(ready)
-}
-
-fn expect_status(answer: &Answer, status: u16) -> Result<(), String> {
+/// Checks a status.
+pub fn expect_status(answer: &Answer, status: u16) -> Result<(), String> {
     if answer.status == status { Ok(()) } else { Err(format!("{status} was to be answered, not {answer:?}")) }
 }
 

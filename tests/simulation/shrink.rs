@@ -20,7 +20,7 @@ pub async fn shrink(mut history: History, failed_at: usize, mut why: String, wit
             let mut smaller = history.clone();
             smaller.steps.drain(from..to);
             match run::live(&smaller, &AtomicUsize::new(0), false).await {
-                Ok(()) => from = to,
+                Ok(_) => from = to,
                 Err(still) => (history, why) = (smaller, still),
             }
             let left = history.steps.len();

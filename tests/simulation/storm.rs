@@ -10,29 +10,17 @@ use serde_json::json;
 
 use super::faults::{Fault, Storm, What};
 use super::history::{GATEWAYS, Part, Post};
-use super::model::{Event, Key, Meter, Outcome, Reject, Space, Version};
+use super::meanwhile::{Asked, Span, Versions, judge};
+use super::model::{Event, Key, Outcome, Reject, Space, Version};
+use super::objects::spec;
 use super::proxy;
-use super::run::{Life, compare, spec};
-use super::usage::{Query, possible};
+use super::run::{Life, compare};
+use super::usage::Query;
 use super::world::{Answer, Request};
 use super::{observe, send};
 
 /// Most questions during a storm.
 const QUESTIONS: usize = 40;
-
-/// When something began and when it was answered.
-#[derive(Clone, Copy)]
-struct Span {
-    began: Instant,
-    ended: Instant,
-}
-
-/// A question and its answer during a storm.
-struct Asked {
-    query: Query,
-    span: Span,
-    answer: Answer,
-}
 
 /// Lives through a storm, and sends again whatever was not answered.
 pub async fn run(life: &mut Life, storm: &Storm) -> Result<(), String> {
@@ -99,7 +87,8 @@ pub async fn run(life: &mut Life, storm: &Storm) -> Result<(), String> {
     let asked = asked.into_inner().expect("no panic");
     let before = life.spaces[storm.space].clone();
     let spans: Vec<_> = posts.iter().map(|(answer, ended)| (answer.is_some(), Span { began, ended: *ended })).collect();
-    calm(life, full).await;
+    let idle = calm(life, full).await;
+    life.faults += storm.faults.len().saturating_sub(idle);
     let answers = send_again(life, storm, &again, posts).await;
     let versions = take(life, storm, from, &answers)?;
     if let Some(request) = &cancel {
@@ -175,9 +164,9 @@ async fn arm(life: &Life, storm: &Storm) -> Vec<String> {
     full
 }
 
-/// Ends all faults.
-async fn calm(life: &Life, full: Vec<String>) {
-    life.world.revive().await;
+/// Ends all faults; tells how many did not come to pass.
+async fn calm(life: &Life, full: Vec<String>) -> usize {
+    let idle = life.world.revive().await;
     for table in full {
         // It may have been dropped.
         let reset = life.world.sql(&format!("ALTER TABLE kubemeter.`{table}` RESET SETTING min_free_disk_bytes_to_perform_insert")).await;
@@ -186,6 +175,7 @@ async fn calm(life: &Life, full: Vec<String>) {
             "{reset:?}"
         );
     }
+    idle
 }
 
 /// Sends again what was not answered, perhaps changed, also by way of the other gateway.
@@ -205,9 +195,6 @@ struct Told {
     /// Not at once.
     again: bool,
 }
-
-/// What each event of the storm may be stored as.
-type Versions = BTreeMap<Key, Vec<Version>>;
 
 /// Lets the model know of the storm's events.
 fn take(life: &mut Life, storm: &Storm, from: i64, told: &[Told]) -> Result<Versions, String> {
@@ -281,67 +268,4 @@ async fn cancelled_after(life: &mut Life, storm: &Storm, before: &Space, version
         model.events.get_mut(key).expect("it was sent").states = new.clone();
     }
     Ok(())
-}
-
-/// Whether what was answered during the storm can be right.
-fn judge(storm: &Storm, before: &Space, versions: &Versions, posts: &[(bool, Span)], asked: Vec<Asked>) -> Result<(), String> {
-    let cancelled: BTreeSet<&Key> = storm.cancel.iter().collect();
-    let reverted = storm.revert.and_then(|back| before.cancellations.len().checked_sub(back + 1));
-    for Asked { query, span, answer } in asked {
-        if answer.status != 200 {
-            if matches!(answer.status, 429 | 500..) {
-                continue;
-            }
-            // An edit may take a group away.
-            if storm.edit.is_some() && matches!(answer.status, 400 | 404) {
-                continue;
-            }
-            return Err(format!("{query:?} was answered {answer:?} during a storm"));
-        }
-        let Some(meter) = answering(storm, before, &query, &answer) else {
-            return Err(format!("{query:?} was answered {answer:?}: of which edit?"));
-        };
-        if query
-            .groups
-            .iter()
-            .chain(query.filters.keys())
-            .any(|name| !meter.groups.contains_key(name) && name != "customer" && name != "subject")
-        {
-            return Err(format!("{query:?} was answered {answer:?}, by a meter without these groups"));
-        }
-        let timeless = versions.values().flatten().any(|version| version.time.0 != version.time.1);
-        if meter.aggregation == "Latest" && timeless {
-            continue;
-        }
-        let mut space = before.clone();
-        space.meters.insert(query.meter.clone(), meter);
-        let (mut sure, mut open) = (Vec::new(), Vec::new());
-        for (key, stored) in space.events.iter().filter(|(_, stored)| stored.counts()) {
-            if cancelled.contains(key) { open.push((key, stored.settled())) } else { sure.push((key, stored.settled())) }
-        }
-        let back = space.events.iter().filter(|(_, stored)| reverted.is_some() && stored.states == [reverted]);
-        open.extend(back.map(|(key, stored)| (key, stored.settled())));
-        for (key, versions) in versions.iter().filter(|(key, _)| !space.events.contains_key(*key)) {
-            let told = storm.posts.iter().zip(posts).any(|(post, (told, at))| *told && at.ended <= span.began && has(post, key));
-            match versions.as_slice() {
-                [version] if told && !cancelled.contains(key) => sure.push((key, version)),
-                versions => open.extend(versions.iter().map(|version| (key, version))),
-            }
-        }
-        let rows = observe::rows(&query, &answer.body)?;
-        possible(&space, &query, sure, open, &rows)
-            .map_err(|why| format!("{query:?} during a storm, {:?} after its begin: {why}", span.ended - posts[0].1.began))?;
-    }
-    Ok(())
-}
-
-fn has(post: &Post, key: &Key) -> bool {
-    post.events.iter().any(|event| event.key() == *key)
-}
-
-/// The Meter that an answer is of: before or after an edit.
-fn answering(storm: &Storm, before: &Space, query: &Query, answer: &Answer) -> Option<Meter> {
-    let edited = storm.edit.iter().filter(|(name, _)| *name == query.meter).map(|(_, meter)| meter);
-    let unit = answer.json()["unit"].as_str().unwrap_or_default().to_owned();
-    before.meters.get(&query.meter).into_iter().chain(edited).find(|meter| meter.unit == unit).cloned()
 }

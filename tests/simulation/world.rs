@@ -1,8 +1,6 @@
 //! Kubemeter as real processes: a ClickHouse, an operator, gateways, each with its own way to ClickHouse.
 
-use std::fs::File;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -14,21 +12,12 @@ use tempfile::TempDir;
 use tokio::sync::OnceCell;
 
 use super::history::{GATEWAYS, Part, SPACES};
+use super::process::Process;
 use super::proxy::Proxy;
 use crate::support::{ClickHouse, ControlPlane, eventually, free_port};
 
 /// How long a request may take while nothing fails.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// A process that is killed in the end, with the port that it listens on and the log that it writes.
-struct Process {
-    child: Option<Child>,
-    command: &'static str,
-    url: String,
-    port: u16,
-    offset: i64,
-    log: PathBuf,
-}
 
 /// A process that a fault may end from elsewhere.
 type Shared<T> = Arc<Mutex<T>>;
@@ -151,7 +140,7 @@ impl World {
     /// Ends all faults, starts what does not run, and waits until everything is ready. Tells how many armed faults had
     /// not come to pass.
     pub async fn revive(&self) -> usize {
-        let idle = self.proxies.iter().filter(|proxy| proxy.heal()).count();
+        let idle = self.proxies.iter().map(Proxy::heal).sum();
         // The engine may have crashed by itself, on a connection that was cut, and hang on its way out.
         let asked = tokio::time::timeout(Duration::from_secs(10), self.sql("SELECT 1")).await;
         let answers = asked.is_ok_and(|answer| answer.is_ok());
@@ -282,63 +271,12 @@ impl World {
     }
 }
 
-impl Process {
-    fn ensure(&mut self) {
-        if let Some(child) = &mut self.child
-            && child.try_wait().expect("it was started").is_none()
-        {
-            return;
-        }
-        let log = File::options().create(true).append(true).open(&self.log).expect("a file in a temporary folder");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_kubemeter"));
-        command.args([self.command, "--clickhouse-url", &self.url, "--listen", &format!("127.0.0.1:{}", self.port)]);
-        if self.command == "operator" {
-            command.arg("--leader-election=false");
-        }
-        if self.offset != 0 {
-            command
-                .env("LD_PRELOAD", super::clock::library(self.log.parent().expect("it is in a folder")))
-                .env("CLOCK_OFFSET_SECONDS", self.offset.to_string());
-        }
-        command.env("KUBECONFIG", &ControlPlane::shared().kubeconfig).stdin(Stdio::null());
-        command.stdout(log.try_clone().expect("a file")).stderr(log);
-        self.child = Some(command.spawn().expect("it was built"));
-    }
-
-    fn kill(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-
-    fn stop(&mut self) {
-        let Some(mut child) = self.child.take() else { return };
-        let _ = Command::new("kill").args(["-TERM", &child.id().to_string()]).status();
-        let start = Instant::now();
-        while child.try_wait().expect("it was started").is_none() {
-            assert!(start.elapsed() < PATIENCE, "SIGTERM did not end {}", self.command);
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        self.kill();
-    }
-}
-
 fn place(part: Part) -> usize {
     match part {
         Part::Gateway(number) => number,
         Part::Operator => GATEWAYS,
         Part::ClickHouse => panic!("ClickHouse has no way to itself"),
     }
-}
-
-fn lock<T>(shared: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 async fn install_crds(client: &kube::Client) {
@@ -359,4 +297,8 @@ async fn install_crds(client: &kube::Client) {
         }
     };
     INSTALLED.get_or_init(install).await;
+}
+
+fn lock<T>(shared: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }

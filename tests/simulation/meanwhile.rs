@@ -1,0 +1,91 @@
+//! What may be answered during a storm.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
+
+use super::faults::Storm;
+use super::history::Post;
+use super::model::{Key, Meter, Space, Version};
+use super::observe;
+use super::usage::{Query, possible};
+use super::world::Answer;
+
+/// When something began and when it was answered.
+#[derive(Clone, Copy)]
+pub struct Span {
+    pub began: Instant,
+    pub ended: Instant,
+}
+
+/// A question and its answer during a storm.
+pub struct Asked {
+    pub query: Query,
+    pub span: Span,
+    pub answer: Answer,
+}
+
+/// What each event of the storm may be stored as.
+pub type Versions = BTreeMap<Key, Vec<Version>>;
+
+/// Whether what was answered during the storm can be right.
+pub fn judge(storm: &Storm, before: &Space, versions: &Versions, posts: &[(bool, Span)], asked: Vec<Asked>) -> Result<(), String> {
+    let cancelled: BTreeSet<&Key> = storm.cancel.iter().collect();
+    let reverted = storm.revert.and_then(|back| before.cancellations.len().checked_sub(back + 1));
+    for Asked { query, span, answer } in asked {
+        if answer.status != 200 {
+            if matches!(answer.status, 429 | 500..) {
+                continue;
+            }
+            // An edit may take a group away.
+            if storm.edit.is_some() && matches!(answer.status, 400 | 404) {
+                continue;
+            }
+            return Err(format!("{query:?} was answered {answer:?} during a storm"));
+        }
+        let Some(meter) = answering(storm, before, &query, &answer) else {
+            return Err(format!("{query:?} was answered {answer:?}: of which edit?"));
+        };
+        if query
+            .groups
+            .iter()
+            .chain(query.filters.keys())
+            .any(|name| !meter.groups.contains_key(name) && name != "customer" && name != "subject")
+        {
+            return Err(format!("{query:?} was answered {answer:?}, by a meter without these groups"));
+        }
+        let timeless = versions.values().flatten().any(|version| version.time.0 != version.time.1);
+        if meter.aggregation == "Latest" && timeless {
+            continue;
+        }
+        let mut space = before.clone();
+        space.meters.insert(query.meter.clone(), meter);
+        let (mut sure, mut open) = (Vec::new(), Vec::new());
+        for (key, stored) in space.events.iter().filter(|(_, stored)| stored.counts()) {
+            if cancelled.contains(key) { open.push((key, stored.settled())) } else { sure.push((key, stored.settled())) }
+        }
+        let back = space.events.iter().filter(|(_, stored)| reverted.is_some() && stored.states == [reverted]);
+        open.extend(back.map(|(key, stored)| (key, stored.settled())));
+        for (key, versions) in versions.iter().filter(|(key, _)| !space.events.contains_key(*key)) {
+            let told = storm.posts.iter().zip(posts).any(|(post, (told, at))| *told && at.ended <= span.began && has(post, key));
+            match versions.as_slice() {
+                [version] if told && !cancelled.contains(key) => sure.push((key, version)),
+                versions => open.extend(versions.iter().map(|version| (key, version))),
+            }
+        }
+        let rows = observe::rows(&query, &answer.body)?;
+        possible(&space, &query, sure, open, &rows)
+            .map_err(|why| format!("{query:?} during a storm, {:?} after its begin: {why}", span.ended - posts[0].1.began))?;
+    }
+    Ok(())
+}
+
+fn has(post: &Post, key: &Key) -> bool {
+    post.events.iter().any(|event| event.key() == *key)
+}
+
+/// The Meter that an answer is of: before or after an edit.
+fn answering(storm: &Storm, before: &Space, query: &Query, answer: &Answer) -> Option<Meter> {
+    let edited = storm.edit.iter().filter(|(name, _)| *name == query.meter).map(|(_, meter)| meter);
+    let unit = answer.json()["unit"].as_str().unwrap_or_default().to_owned();
+    before.meters.get(&query.meter).into_iter().chain(edited).find(|meter| meter.unit == unit).cloned()
+}
