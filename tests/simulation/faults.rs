@@ -29,7 +29,15 @@ pub enum Fault {
     /// On the way of a gateway or the operator to ClickHouse, after so many bytes.
     Way { of: Part, direction: Direction, after: u64, what: What },
     /// The disk is full for one of the tables.
-    Full { table: usize },
+    Full { table: Table },
+}
+
+#[derive(Clone, Copy, Debug)]
+pub enum Table {
+    /// In the order of names, counted again from the first after the last.
+    Number(usize),
+    /// The first one whose name begins so.
+    Named(&'static str),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,7 +92,7 @@ fn resent(from: &mut Generator, post: &Post) -> Post {
 
 fn fault(from: &mut Generator, edit: bool) -> Fault {
     if from.rng.u32(0..5) == 0 {
-        return Fault::Full { table: from.rng.usize(0..100) };
+        return Fault::Full { table: if from.rng.bool() { Table::Number(from.rng.usize(0..100)) } else { Table::Named("meter_") } };
     }
     let of = if edit && from.rng.bool() { Part::Operator } else { Part::Gateway(from.gateway()) };
     let what = match from.rng.u32(0..6) {

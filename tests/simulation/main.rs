@@ -11,6 +11,7 @@ mod faults;
 mod generate;
 mod history;
 mod json;
+mod known;
 mod meanwhile;
 mod model;
 mod number;
@@ -67,4 +68,16 @@ async fn histories_are_lived_as_the_model_says() {
         let faults = lived.unwrap_or_default();
         eprintln!("seed {seed}: {steps} steps and {faults} faults in {:.1} s", start.elapsed().as_secs_f32());
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_went_wrong_once_does_not_again() {
+    let mut wrong = Vec::new();
+    for (name, history) in known::all() {
+        let at = AtomicUsize::new(0);
+        if let Err(why) = run::live(&history, &at, false).await {
+            wrong.push(format!("{name}: at step {}: {why}", at.load(Ordering::SeqCst)));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }

@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::clock;
-use crate::support::ControlPlane;
+use super::world::control_plane;
 
 /// How long a process may take to end when it is asked to.
 const END: Duration = Duration::from_secs(60);
@@ -40,7 +40,7 @@ impl Process {
                 .env("LD_PRELOAD", clock::library(self.log.parent().expect("it is in a folder")))
                 .env("CLOCK_OFFSET_SECONDS", self.offset.to_string());
         }
-        command.env("KUBECONFIG", &ControlPlane::shared().kubeconfig).stdin(Stdio::null());
+        command.env("KUBECONFIG", &control_plane().kubeconfig).stdin(Stdio::null());
         command.stdout(log.try_clone().expect("a file")).stderr(log);
         self.child = Some(command.spawn().expect("it was built"));
     }

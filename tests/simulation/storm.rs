@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use reqwest::Method;
 use serde_json::json;
 
-use super::faults::{Fault, Storm, What};
+use super::faults::{Fault, Storm, Table, What};
 use super::history::{GATEWAYS, Part, Post};
 use super::meanwhile::{Asked, Span, Versions, judge};
 use super::model::{Event, Key, Outcome, Reject, Space, Version};
@@ -152,7 +152,11 @@ async fn arm(life: &Life, storm: &Storm) -> Vec<String> {
                 let sql = "SELECT name FROM system.tables WHERE database = 'kubemeter' AND engine LIKE '%MergeTree' ORDER BY name";
                 let tables = life.world.sql(sql).await.expect("ClickHouse answers");
                 let tables: Vec<&str> = tables.lines().collect();
-                if let Some(name) = tables.get(table % tables.len().max(1)) {
+                let chosen = match table {
+                    Table::Number(number) => tables.get(number % tables.len().max(1)),
+                    Table::Named(begin) => tables.iter().find(|name| name.starts_with(begin)),
+                };
+                if let Some(name) = chosen {
                     let sql =
                         format!("ALTER TABLE kubemeter.`{name}` MODIFY SETTING min_free_disk_bytes_to_perform_insert = 1000000000000000");
                     life.world.sql(&sql).await.unwrap_or_else(|why| panic!("{sql}: {why}"));

@@ -1,7 +1,7 @@
 //! Kubemeter as real processes: a ClickHouse, an operator, gateways, each with its own way to ClickHouse.
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
@@ -71,7 +71,7 @@ impl Request {
 
 impl World {
     pub async fn start() -> Self {
-        let plane = ControlPlane::shared();
+        let plane = control_plane();
         let client = plane.client().await;
         install_crds(&client).await;
         let clickhouse = ClickHouse::start_own();
@@ -277,6 +277,12 @@ fn place(part: Part) -> usize {
         Part::Operator => GATEWAYS,
         Part::ClickHouse => panic!("ClickHouse has no way to itself"),
     }
+}
+
+/// One for all histories, and for nobody else: operator and gateways watch all its namespaces.
+pub fn control_plane() -> &'static ControlPlane {
+    static OWN: OnceLock<ControlPlane> = OnceLock::new();
+    OWN.get_or_init(ControlPlane::start_own)
 }
 
 async fn install_crds(client: &kube::Client) {

@@ -33,6 +33,11 @@ impl ControlPlane {
             let url = cluster.and_then(|cluster| cluster.server).expect("a kubeconfig names a server");
             return Self { kubeconfig: path.into(), url, own: None };
         }
+        Self::start_own()
+    }
+
+    /// Starts one whatever the environment says, for a test that takes all its namespaces.
+    pub fn start_own() -> Self {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/rig/control_plane.py");
         // A missing binary ends the script with a line that says `make setup-kubernetes`, which is then the panic's.
         let (running, ready) = Running::start(Command::new("python3").arg(script), |line| serde_json::from_str::<Value>(line).ok());

@@ -1,0 +1,62 @@
+//! Small histories that went wrong once.
+
+use std::collections::BTreeMap;
+
+use super::faults::{Fault, Storm, Table};
+use super::history::{Coding, Form, History, Post, Step};
+use super::json::{Json, members};
+use super::model::{Event, Meter};
+
+const KIND: &str = "storage";
+
+fn event(id: &str, value: u32) -> Event {
+    let data = Json::Map(vec![("v".to_owned(), Json::literal(value))]);
+    let (subject, time) = (Some("acme".to_owned()), Some("2026-03-01T00:00:00Z".to_owned()));
+    Event { source: "gw".to_owned(), id: id.to_owned(), kind: KIND.to_owned(), subject, time, data }
+}
+
+fn post(events: &[Event]) -> Post {
+    Post { space: 0, gateway: 0, form: Form::Array, coding: Coding::Plain, atomic: false, events: events.to_vec() }
+}
+
+fn meter() -> Step {
+    let meter = Meter {
+        kind: KIND.to_owned(),
+        aggregation: "Sum",
+        value: Some(members(&["v"])),
+        groups: BTreeMap::new(),
+        unit: "u1".to_owned(),
+        deletion_policy: "Delete",
+    };
+    Step::PutMeter { space: 0, name: "tokens".to_owned(), meter, http: true, during: None }
+}
+
+/// A storm in which one table takes nothing.
+fn full(table: &'static str, posts: Vec<Post>) -> Storm {
+    let (again, faults) = (posts.clone(), vec![Fault::Full { table: Table::Named(table) }]);
+    Storm { space: 0, posts, again, cancel: Vec::new(), revert: None, edit: None, faults, patience_ms: 10_000, stall_ms: 0 }
+}
+
+/// Of each its name and its steps.
+pub fn all() -> Vec<(&'static str, History)> {
+    let stored = Step::Post(post(&[event("e", 1)]));
+    let half = |table| Storm { cancel: vec![event("e", 1).key()], ..full(table, Vec::new()) };
+    let histories = vec![
+        ("a cancellation that did not reach a meter is done again", vec![meter(), stored.clone(), Step::Storm(half("meter_"))]),
+        ("a cancellation that did not reach the events is done again", vec![meter(), stored.clone(), Step::Storm(half("events"))]),
+        (
+            "a revert that did not reach a meter is done again",
+            vec![meter(), stored, Step::Storm(half("rejects")), Step::Storm(Storm { revert: Some(0), ..full("meter_", Vec::new()) })],
+        ),
+        (
+            "what was stored by a second try stays as it is, also when a clock is behind",
+            vec![
+                meter(),
+                Step::Storm(full("events", vec![post(&[event("e", 1)])])),
+                Step::Clock { gateway: 0, offset: -1_500 },
+                Step::Post(post(&[event("e", 2)])),
+            ],
+        ),
+    ];
+    histories.into_iter().map(|(name, steps)| (name, History { seed: 0, steps: steps.into_iter().enumerate().collect() })).collect()
+}
