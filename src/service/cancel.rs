@@ -3,7 +3,8 @@
 //! # Tombstones
 //! A cancellation is a row with the key of its event, a greater version and the cancellation's id, written through the
 //! landing table, so that the raw table and every meter agree after one statement. What it hits is first written down
-//! (`cancelled_events`); both it and its revert go by that list, so either may be cut off and done again.
+//! (`cancelled_events`); both it and its revert go by that list, so either may be cut off and done again. A cancellation
+//! that comes again is a new one, which finishes those that it finds first.
 
 use jiff::Timestamp;
 use uuid::Uuid;
@@ -35,6 +36,10 @@ impl<R: Registry> Service<R> {
         }
         let (warehouse, namespace) = (self.warehouse.clone(), namespace.to_owned());
         let cancelled = to_the_end(async move {
+            // A sending before this one may have been cut off when the raw table had heard of it and a meter had not.
+            for before in warehouse.cancellations_of(target.clone()).await? {
+                warehouse.write_tombstones(&namespace, before).await?;
+            }
             let cancelled = warehouse.note_to_cancel(target, &namespace, id).await?;
             let (created_at, reason) = (Timestamp::now(), request.reason);
             let record = CancellationRecord { cancellation_id: id, reason, created_at, cancelled, reverted_at: None };

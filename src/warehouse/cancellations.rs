@@ -44,7 +44,11 @@ impl Warehouse {
     /// # Errors
     /// See [`Error`].
     pub async fn count_to_cancel(&self, target: Statement) -> Result<u64, Error> {
-        self.query(&format!("SELECT count() FROM ({})", target.sql)).bind_all(target.params).within(LONG).one().await
+        self.query(&format!("SELECT count() FROM ({}) WHERE cancellation = {NIL}", target.sql))
+            .bind_all(target.params)
+            .within(LONG)
+            .one()
+            .await
     }
 
     /// Writes down which events a cancellation hits, and says how many.
@@ -55,7 +59,7 @@ impl Warehouse {
         let noted = self.table("cancelled_events");
         let sql = format!(
             "INSERT INTO {noted} (namespace, cancellation, type, subject, time, id) \
-             SELECT {{namespace:String}}, {{cancellation:UUID}}, type, subject, time, id FROM ({})",
+             SELECT {{namespace:String}}, {{cancellation:UUID}}, type, subject, time, id FROM ({}) WHERE cancellation = {NIL}",
             target.sql
         );
         self.query(&sql).bind_all(target.params).bind("cancellation", id.to_string()).within(LONG).run().await?;
@@ -66,6 +70,16 @@ impl Warehouse {
         .bind("cancellation", id.to_string())
         .one()
         .await
+    }
+
+    /// By which cancellations events of a target do not count already.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn cancellations_of(&self, target: Statement) -> Result<Vec<Uuid>, Error> {
+        let sql = format!("SELECT DISTINCT toString(cancellation) FROM ({}) WHERE cancellation != {NIL}", target.sql);
+        let found: Vec<String> = self.query(&sql).bind_all(target.params).within(LONG).rows().await?;
+        Ok(found.iter().filter_map(|id| Uuid::parse_str(id).ok()).collect())
     }
 
     /// Makes the events that a cancellation hits not count.

@@ -238,29 +238,29 @@ pub fn is_one_of(ids: &[u128]) -> (String, Vec<Param>) {
     (format!("id IN arrayConcat({})", arrays.join(", ")), params)
 }
 
-/// Keys (type, subject, time, id) of the events with these identities that count.
+/// Keys (type, subject, time, id) and cancellation of the events with these identities.
 pub fn cancel_by_ids(database: &str, namespace: &str, ids: &[u128]) -> Statement {
     let db = identifier(database);
     let (is_one_of, mut params) = is_one_of(ids);
     params.push(Param { name: "namespace".to_owned(), value: Value::Text(namespace.to_owned()) });
     Statement {
         sql: format!(
-            "SELECT type, subject, time, id FROM {db}.events FINAL WHERE namespace = {{namespace:String}} AND (type, subject, time, id) IN \
-             (SELECT type, subject, time, id FROM {db}.identities WHERE {is_one_of}) AND cancellation = {NIL}"
+            "SELECT type, subject, time, id, cancellation FROM {db}.events FINAL WHERE namespace = {{namespace:String}} \
+             AND (type, subject, time, id) IN (SELECT type, subject, time, id FROM {db}.identities WHERE {is_one_of})"
         ),
         params,
     }
 }
 
-/// Keys (type, subject, time, id) of the events of a type whose (subject, time, id) a statement gives and that count.
+/// Keys (type, subject, time, id) and cancellation of the events of a type whose (subject, time, id) a statement gives.
 pub fn cancel_by_keys(database: &str, namespace: &str, event_type: &str, keys: Statement) -> Statement {
     let Statement { sql, mut params } = keys;
     debug_assert!(params.iter().any(|param| param.name == "namespace"), "the keys' statement binds the namespace {namespace}");
     params.push(Param { name: "type".to_owned(), value: Value::Text(event_type.to_owned()) });
     Statement {
         sql: format!(
-            "SELECT type, subject, time, id FROM {}.events FINAL WHERE namespace = {{namespace:String}} AND type = {{type:String}} \
-             AND (subject, time, id) IN ({sql}) AND cancellation = {NIL}",
+            "SELECT type, subject, time, id, cancellation FROM {}.events FINAL WHERE namespace = {{namespace:String}} \
+             AND type = {{type:String}} AND (subject, time, id) IN ({sql})",
             identifier(database)
         ),
         params,

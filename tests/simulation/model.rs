@@ -239,7 +239,7 @@ fn claims(name: &str, customer: &Customer, subject: &str) -> bool {
 }
 
 /// Why a meter can't count an event.
-fn cannot_count(meter: &Meter, leaves: &BTreeMap<Path, Json>) -> Option<&'static str> {
+pub fn cannot_count(meter: &Meter, leaves: &BTreeMap<Path, Json>) -> Option<&'static str> {
     let Some(scalar) = leaves.get(meter.value.as_ref()?) else { return Some("missing_value") };
     if meter.aggregation == "UniqueCount" {
         return None;

@@ -11,7 +11,7 @@ use super::calendar::{SIZES, ZONES, ms, text};
 use super::generate::SUBJECTS;
 use super::history::GATEWAYS;
 use super::json::Json;
-use super::model::{Reject, Space};
+use super::model::{Reject, Space, cannot_count};
 use super::usage::{self, Query, Row};
 use super::world::{Request, World};
 
@@ -65,13 +65,13 @@ pub async fn events(world: &World, rng: &mut Rng, space: usize, model: &mut Spac
     let mut missing: BTreeSet<_> = model.events.keys().cloned().collect();
     for event in listed {
         let key = (event.source.clone(), event.id.clone());
-        let meters: BTreeSet<String> =
-            model.meters.iter().filter(|(_, meter)| meter.kind == event.kind).map(|(name, _)| name.clone()).collect();
         let Some(stored) = model.events.get_mut(&key) else { return Err(format!("GET /events has {key:?}, which was never taken")) };
         if !missing.remove(&key) {
             return Err(format!("GET /events has {key:?} twice"));
         }
         let (time, leaves) = (ms(&event.time), Json::read(&event.data).leaves());
+        let counting = model.meters.iter().filter(|(_, meter)| meter.kind == event.kind && cannot_count(meter, &leaves).is_none());
+        let meters: BTreeSet<String> = counting.map(|(name, _)| name.clone()).collect();
         let known = stored.versions.clone();
         let versions = &mut stored.versions;
         versions

@@ -170,7 +170,8 @@ impl Life {
         let mut detail =
             vec![("value".to_owned(), value), ("tenantId".to_owned(), Json::text(tenant)), ("meterId".to_owned(), Json::text(meter))];
         detail.extend(dimensions.iter().cloned());
-        let body = send::envelope(&event, if event.id.len() % 2 == 0 { "INGEST_USAGE" } else { "ingestUsage" }, &Json::Map(detail));
+        let body =
+            send::envelope(&event, if event.id.len().is_multiple_of(2) { "INGEST_USAGE" } else { "ingestUsage" }, &Json::Map(detail));
         let from = self.now().0;
         let answer = self.world.answered(gateway, &events_request(space, body)).await;
         let arrival = (from, self.now().1);
