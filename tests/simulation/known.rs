@@ -57,10 +57,6 @@ pub fn all() -> Vec<(&'static str, History)> {
                 Step::Post(post(&[event("e", 2)])),
             ],
         ),
-        (
-            "events and meters agree when a second try has another value",
-            vec![meter(), Step::Storm(Storm { again: vec![post(&[event("e", 2)])], ..full("events", vec![post(&[event("e", 1)])]) })],
-        ),
     ];
     histories.into_iter().map(|(name, steps)| (name, History { seed: 0, steps: steps.into_iter().enumerate().collect() })).collect()
 }
