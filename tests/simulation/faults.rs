@@ -79,7 +79,7 @@ pub fn generate(from: &mut Generator) -> Storm {
         revert,
         edit,
         faults,
-        patience_ms: *from.one_of(&[300, 1_500, 3_000]),
+        patience_ms: *from.one_of(&[300, 1_500, 10_000]),
         stall_ms: from.rng.u64(50..1_500),
     }
 }
@@ -91,8 +91,10 @@ fn resent(from: &mut Generator, post: &Post) -> Post {
 }
 
 fn fault(from: &mut Generator, edit: bool) -> Fault {
-    if from.rng.u32(0..5) == 0 {
-        return Fault::Full { table: if from.rng.bool() { Table::Number(from.rng.usize(0..100)) } else { Table::Named("meter_") } };
+    if from.rng.u32(0..3) == 0 {
+        let any = Table::Number(from.rng.usize(0..100));
+        let table = *from.one_of(&[Table::Named("events"), Table::Named("identities"), Table::Named("meter_"), any]);
+        return Fault::Full { table };
     }
     let of = if edit && from.rng.bool() { Part::Operator } else { Part::Gateway(from.gateway()) };
     let what = match from.rng.u32(0..6) {
