@@ -34,7 +34,7 @@ use history::History;
 /// Seeds that every run has.
 const FIXED: &[u64] = &[1, 2, 3];
 /// Steps of a history.
-const STEPS: usize = 25;
+const STEPS: usize = 20;
 
 fn number(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok().filter(|text| !text.is_empty())?;
