@@ -34,6 +34,8 @@ impl Process {
         command.args([self.command, "--clickhouse-url", &self.url, "--listen", &format!("127.0.0.1:{}", self.port)]);
         if self.command == "operator" {
             command.arg("--leader-election=false");
+        } else {
+            command.arg("--insecure-no-auth");
         }
         if self.offset != 0 {
             command
