@@ -4,6 +4,7 @@ The cache outlives checkouts and `make clean`. A folder in it is named by the ve
 appears by one rename, so what is there is whole.
 """
 
+import hashlib
 import os
 import platform
 import re
@@ -30,10 +31,17 @@ TOOLS = CACHE / "bin" / f"helm-{HELM_VERSION}-kubectl-{KUBECTL_VERSION}"
 KUBERNETES_MODULE = ROOT / "tests" / "kubernetes"
 KUBERNETES_BINARIES = ("etcd", "kube-apiserver", "kube-controller-manager")
 
+NODE_MODULE = ROOT / "tests" / "node"
+NODE_BINARIES = (
+    *("kubelet", "kube-proxy", "kube-scheduler"),
+    *("containerd", "containerd-shim-runc-v2", "ctr"),
+    *("pause", "coredns", "client"),
+)
 
-def module_version(module):
-    """The version of a Go module that tests/kubernetes/go.mod requires."""
-    go_mod = (KUBERNETES_MODULE / "go.mod").read_text()
+
+def module_version(module, folder=KUBERNETES_MODULE):
+    """The version of a Go module that a go.mod requires."""
+    go_mod = (folder / "go.mod").read_text()
     return re.search(rf"^\s*{re.escape(module)} (v\S+)", go_mod, re.MULTILINE).group(1)
 
 
@@ -44,6 +52,15 @@ def kubernetes():
         return Path(assets)
     versions = f"{module_version('k8s.io/kubernetes')}-etcd-{module_version('go.etcd.io/etcd/server/v3')}"
     return CACHE / "kubernetes" / versions
+
+
+def node():
+    """The folder of what a node runs, named by what it is built from."""
+    sources = hashlib.sha256()
+    for path in sorted(NODE_MODULE.rglob("*")):
+        if path.is_file():
+            sources.update(f"{path.relative_to(NODE_MODULE)} {path.stat().st_size}\n".encode() + path.read_bytes())
+    return CACHE / "node" / f"{module_version('k8s.io/kubernetes')}-{sources.hexdigest()[:16]}"
 
 
 def tool(name):

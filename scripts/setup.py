@@ -45,6 +45,14 @@ NEEDED = {
     "npm": "npm (with Node.js), which fetches the ClickHouse engine",
     "make": "make",
 }
+# A node needs these too, which Debian packages as they should be; looked for where root's programs are.
+NODE_NEEDED = {
+    "runc": "runc, which runs the containers",
+    "bridge": "containernetworking-plugins, which gives pods their network",
+    "iptables": "iptables, by which kube-proxy makes Services reachable",
+    "ip": "iproute2",
+    "unshare": "util-linux",
+}
 
 
 class SetupError(Exception):
@@ -249,6 +257,24 @@ def tools():
     install("tools", parts.TOOLS, names, make)
 
 
+def go_build(progress, module, packages, out):
+    """Builds programs of a Go module under tests/ into `out`."""
+    need("go")
+    version = parts.module_version("k8s.io/kubernetes")
+    major, minor, _ = version[1:].split(".")
+    # A plain `go build` calls itself v0.0.0-master, which clients and CRD features read.
+    values = {"gitVersion": version, "gitMajor": major, "gitMinor": minor}
+    stamps = " ".join(f"-X k8s.io/component-base/version.{key}={value}" for key, value in values.items())
+    options = {
+        "cwd": module,
+        "env": {**os.environ, "CGO_ENABLED": "0", "GOWORK": "off", "GOFLAGS": "-mod=readonly"},
+    }
+    listed = run(progress, "downloading Go modules", ["go", "list", "-deps", *packages], **options)
+    total = len(listed.splitlines())
+    command = ["go", "build", "-v", "-trimpath", "-ldflags", f"-s -w {stamps}", "-o", f"{out}/", *packages]
+    run(progress, f"building {module.name}", command, lambda n: f"{n} of {total} packages", **options)
+
+
 def kubernetes():
     """etcd, kube-apiserver and kube-controller-manager, built from tests/kubernetes (5 to 10 minutes on 2 cores)."""
     if os.environ.get("KUBEBUILDER_ASSETS"):
@@ -256,31 +282,31 @@ def kubernetes():
         return
 
     def make(out, scratch, progress):
-        need("go")
-        version = parts.module_version("k8s.io/kubernetes")
-        major, minor, _ = version[1:].split(".")
-        # A plain `go build` calls itself v0.0.0-master, which clients and CRD features read.
-        values = {"gitVersion": version, "gitMajor": major, "gitMinor": minor}
-        stamps = " ".join(f"-X k8s.io/component-base/version.{key}={value}" for key, value in values.items())
-        packages = [
-            "go.etcd.io/etcd/server/v3",
-            "k8s.io/kubernetes/cmd/kube-apiserver",
-            "k8s.io/kubernetes/cmd/kube-controller-manager",
-        ]
-        options = {
-            "cwd": parts.KUBERNETES_MODULE,
-            "env": {**os.environ, "CGO_ENABLED": "0", "GOWORK": "off", "GOFLAGS": "-mod=readonly"},
-        }
-        listed = run(progress, "downloading Go modules", ["go", "list", "-deps", *packages], **options)
-        total = len(listed.splitlines())
-        command = ["go", "build", "-v", "-trimpath", "-ldflags", f"-s -w {stamps}", "-o", f"{out}/", *packages]
-        run(progress, f"building Kubernetes {version},", command, lambda n: f"{n} of {total} packages", **options)
+        names = ["cmd/kube-apiserver", "cmd/kube-controller-manager"]
+        packages = ["go.etcd.io/etcd/server/v3", *(f"k8s.io/kubernetes/{name}" for name in names)]
+        go_build(progress, parts.KUBERNETES_MODULE, packages, out)
         (out / "server").rename(out / "etcd")
 
     install("kubernetes", parts.kubernetes(), parts.KUBERNETES_BINARIES, make)
 
 
-STEPS = {"check": check, "rust": rust, "engine": engine, "tools": tools, "kubernetes": kubernetes}
+def node():
+    """What a node runs, for the end-to-end test: kubelet, containerd and CoreDNS, built from tests/ (5 minutes on 2 cores)."""
+    for name, package in NODE_NEEDED.items():
+        if not any(Path(folder, name).exists() for folder in (*os.environ["PATH"].split(":"), "/usr/sbin", "/usr/lib/cni")):
+            raise SetupError(f"`{name}` is missing: install {package} (Debian's package is called so)")
+
+    def make(out, scratch, progress):
+        names = ["kubelet", "kube-proxy", "kube-scheduler"]
+        go_build(progress, parts.KUBERNETES_MODULE, [f"k8s.io/kubernetes/cmd/{name}" for name in names], out)
+        names = ["containerd", "containerd-shim-runc-v2", "ctr"]
+        packages = [f"github.com/containerd/containerd/v2/cmd/{name}" for name in names]
+        go_build(progress, parts.NODE_MODULE, [*packages, "./pause", "./coredns", "./client"], out)
+
+    install("node", parts.node(), parts.NODE_BINARIES, make)
+
+
+STEPS = {"check": check, "rust": rust, "engine": engine, "tools": tools, "kubernetes": kubernetes, "node": node}
 
 
 def main():

@@ -74,12 +74,17 @@ def write_secret(path, text):
 
 
 class ControlPlane:
+    address = "127.0.0.1"
+    controllers = CONTROLLERS
+    # Without nodes there is nothing to serve at an endpoint, which can't be a loopback address anyway.
+    more_flags = ["--authorization-mode=RBAC", "--endpoint-reconciler-type=none"]
+
     def __init__(self, directory, port):
         self.binaries = parts.kubernetes()
         self.directory = directory
         self.logs = directory / "logs"
         self.port = port or free_port()
-        self.url = f"https://127.0.0.1:{self.port}"
+        self.url = f"https://{self.address}:{self.port}"
         self.ca = directory / "certs" / "apiserver.crt"  # signs itself; written by the API server
         self.key = directory / "service-accounts.key"
         self.kubeconfig = directory / "kubeconfig"
@@ -91,7 +96,7 @@ class ControlPlane:
         if not self.key.exists():
             write_secret(self.key, signing_key())
         tokens = self.directory / "tokens.csv"
-        write_secret(tokens, f'{self.token},admin,admin,"system:masters"\n')
+        write_secret(tokens, "".join(line + "\n" for line in self.tokens()))
 
         client, peer = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
         self.spawn(
@@ -108,22 +113,21 @@ class ControlPlane:
             "kube-apiserver",
             f"--etcd-servers={client}",
             f"--secure-port={self.port}",
-            "--bind-address=127.0.0.1",
+            f"--bind-address={self.address}",
             f"--cert-dir={self.ca.parent}",
             "--service-cluster-ip-range=10.0.0.0/24",
             "--service-account-issuer=https://kubernetes.default.svc",
             f"--service-account-key-file={self.key}",
             f"--service-account-signing-key-file={self.key}",
-            "--authorization-mode=RBAC",
             f"--token-auth-file={tokens}",
-            "--endpoint-reconciler-type=none",  # an endpoint can't be a loopback address
+            *self.more_flags,
         )
         self.wait_for("/readyz")
-        self.write_kubeconfig()
+        self.write_kubeconfig(self.kubeconfig, self.token)
         self.spawn(
             "kube-controller-manager",
             f"--kubeconfig={self.kubeconfig}",
-            f"--controllers={','.join(CONTROLLERS)}",
+            f"--controllers={','.join(self.controllers)}",
             f"--service-account-private-key-file={self.key}",
             f"--root-ca-file={self.ca}",
             "--leader-elect=false",
@@ -132,10 +136,14 @@ class ControlPlane:
         # Made by the controller-manager, in a namespace made by the API server: both are at work.
         self.wait_for("/api/v1/namespaces/default/serviceaccounts/default")
 
-    def spawn(self, name, *flags):
-        binary = self.binaries / name
+    def tokens(self):
+        """Who may call the API server: lines of its --token-auth-file."""
+        return [f'{self.token},admin,admin,"system:masters"']
+
+    def spawn(self, name, *flags, binaries=None):
+        binary = (binaries or self.binaries) / name
         if not binary.exists():
-            raise Failed(f"{binary} is missing: run `make setup-kubernetes`")
+            raise Failed(f"{binary} is missing: run `scripts/setup.py {'node' if binaries else 'kubernetes'}`")
         with open(self.logs / f"{name}.log", "wb") as log:
             self.children[name] = subprocess.Popen(
                 [binary, *flags],
@@ -170,11 +178,11 @@ class ControlPlane:
     def get(self, path):
         """The status of an answer to the admin, over the CA that clients are given."""
         trust = ssl.create_default_context(cafile=self.ca)
-        with contextlib.closing(http.client.HTTPSConnection("127.0.0.1", self.port, timeout=5, context=trust)) as api:
+        with contextlib.closing(http.client.HTTPSConnection(self.address, self.port, timeout=5, context=trust)) as api:
             api.request("GET", path, headers={"Authorization": f"Bearer {self.token}"})
             return api.getresponse().status
 
-    def write_kubeconfig(self):
+    def write_kubeconfig(self, path, token):
         cluster = {
             "server": self.url,
             "certificate-authority-data": base64.b64encode(self.ca.read_bytes()).decode(),
@@ -183,11 +191,11 @@ class ControlPlane:
             "apiVersion": "v1",
             "kind": "Config",
             "clusters": [{"name": "kubemeter", "cluster": cluster}],
-            "users": [{"name": "admin", "user": {"token": self.token}}],
+            "users": [{"name": "admin", "user": {"token": token}}],
             "contexts": [{"name": "kubemeter", "context": {"cluster": "kubemeter", "user": "admin"}}],
             "current-context": "kubemeter",
         }
-        write_secret(self.kubeconfig, json.dumps(config, indent=2))  # JSON is YAML
+        write_secret(path, json.dumps(config, indent=2))  # JSON is YAML
 
     def stop(self):
         # Nothing is lost by SIGKILL: what etcd has confirmed is in the files.
