@@ -8,13 +8,13 @@ import json
 import tarfile
 
 
-def write(path, reference, files, config):
+def write(path, reference, files, config, level=9):
     """Writes the image `reference` (NAME:TAG) with one layer of `files`: path in the image → (source, mode).
 
     Returns the digest of its manifest, by which a registry will call it, and the layer's size.
     """
     layer = io.BytesIO()
-    with gzip.GzipFile(fileobj=layer, mode="wb", compresslevel=9, mtime=0) as zipped:
+    with gzip.GzipFile(fileobj=layer, mode="wb", compresslevel=level, mtime=0) as zipped:
         difference = _HashingWriter(zipped)
         _tar(difference, files)
     blobs = {}

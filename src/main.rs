@@ -33,6 +33,7 @@ fn run(cli: Cli) -> Result<(), String> {
         Command::Operator(args) => runtime.block_on(command::operator::run(args)),
         Command::Gateway(args) => runtime.block_on(command::gateway::run(args)),
         Command::Dev(args) => runtime.block_on(command::dev::run(args)),
+        Command::Check(args) => runtime.block_on(command::check::run(args)),
         Command::Clickhouse(args) => runtime.block_on(command::clickhouse::run(args)),
     }
 }

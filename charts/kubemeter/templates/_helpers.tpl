@@ -32,11 +32,67 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 
 {{- define "kubemeter.image" -}}
-{{- $repository := required "image.repository is missing: build the Dockerfile, push the image, and name it here" .Values.image.repository -}}
-{{- with .Values.image.digest -}}
+{{- include "kubemeter.imageName" (dict "image" .Values.image "of" "image" "chart" .Chart) -}}
+{{- end -}}
+
+{{/* `image` is the value that is called `of`. */}}
+{{- define "kubemeter.imageName" -}}
+{{- $repository := required (printf "%s.repository is missing: run `make image`, push the image, and name it here" .of) .image.repository -}}
+{{- with .image.digest -}}
 {{ $repository }}@{{ . }}
 {{- else -}}
-{{ $repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{ $repository }}:{{ .image.tag | default .chart.AppVersion }}
+{{- end -}}
+{{- end -}}
+
+{{/* The least that a pod needs: the restricted pod security standard, and more. */}}
+{{- define "kubemeter.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: 65532
+runAsGroup: 65532
+fsGroup: 65532
+seccompProfile: {type: RuntimeDefault}
+{{- end -}}
+
+{{- define "kubemeter.containerSecurity" -}}
+allowPrivilegeEscalation: false
+capabilities: {drop: [ALL]}
+readOnlyRootFilesystem: true
+{{- end -}}
+
+{{/* Of what is not a pod of gateway and operator: their names end in what they are. */}}
+{{- define "kubemeter.bundledName" -}}
+{{- include "kubemeter.fullname" . | trunc 52 | trimSuffix "-" }}-clickhouse
+{{- end -}}
+
+{{- define "kubemeter.bundledSelector" -}}
+app.kubernetes.io/name: {{ include "kubemeter.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: clickhouse
+{{- end -}}
+
+{{- define "kubemeter.bundledLabels" -}}
+{{- merge (include "kubemeter.bundledSelector" . | fromYaml) (include "kubemeter.labels" . | fromYaml) | toYaml -}}
+{{- end -}}
+
+{{- define "kubemeter.testName" -}}
+{{- include "kubemeter.fullname" . | trunc 58 | trimSuffix "-" }}-test
+{{- end -}}
+
+{{- define "kubemeter.testSelector" -}}
+app.kubernetes.io/name: {{ include "kubemeter.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: test
+{{- end -}}
+
+{{- define "kubemeter.clickhouseUrl" -}}
+{{- if .Values.clickhouse.bundled.enabled -}}
+{{- if or .Values.clickhouse.url .Values.clickhouse.existingSecret -}}
+{{- fail "clickhouse.bundled.enabled is a ClickHouse without password in the release: leave clickhouse.url and clickhouse.existingSecret empty, or the bundled one disabled" -}}
+{{- end -}}
+http://{{ include "kubemeter.bundledName" . }}.{{ .Release.Namespace }}:8123
+{{- else -}}
+{{- required "clickhouse.url is missing: give the URL of ClickHouse's HTTP interface, such as http://clickhouse:8123, or try Kubemeter out with clickhouse.bundled.enabled" .Values.clickhouse.url -}}
 {{- end -}}
 {{- end -}}
 
@@ -44,10 +100,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- define "kubemeter.container" -}}
 image: {{ include "kubemeter.image" . | quote }}
 imagePullPolicy: {{ .Values.image.pullPolicy }}
-securityContext:
-  allowPrivilegeEscalation: false
-  capabilities: {drop: [ALL]}
-  readOnlyRootFilesystem: true
+securityContext: {{- include "kubemeter.containerSecurity" . | nindent 2 }}
 {{- $keys := and .gateway .Values.auth.enabled .Values.auth.apiKeys.existingSecret }}
 {{- if or .Values.clickhouse.existingSecret $keys }}
 volumeMounts:
@@ -76,7 +129,7 @@ volumeMounts:
 - {name: KUBEMETER_LOG, value: {{ .Values.log.filter | quote }}}
 - {name: KUBEMETER_LOG_FORMAT, value: {{ .Values.log.format | quote }}}
 - name: KUBEMETER_CLICKHOUSE_URL
-  value: {{ required "clickhouse.url is missing: give the URL of ClickHouse's HTTP interface, such as http://clickhouse:8123" .Values.clickhouse.url | quote }}
+  value: {{ include "kubemeter.clickhouseUrl" . | quote }}
 - {name: KUBEMETER_CLICKHOUSE_DATABASE, value: {{ .Values.clickhouse.database | quote }}}
 {{- with .Values.clickhouse.existingSecret }}
 - name: KUBEMETER_CLICKHOUSE_USER
