@@ -17,6 +17,7 @@ NODE = "node"
 BRIDGE, ADDRESS, PODS, SERVICES, DNS = "cni0", "10.88.0.1", "10.88.0.0/24", "10.0.0.0/24", "10.0.0.10"
 CNI_PROGRAMS = "/usr/lib/cni"
 IMAGES = {"pause": "localhost/pause:node", "coredns": "localhost/coredns:node"}
+VOLUMES = 2
 MANIFESTS = Path(__file__).parent / "node.yaml"
 
 
@@ -56,7 +57,8 @@ class Node(ControlPlane):
             binaries=self.node_binaries,
         )
         self.load(*(self.image(name) for name in IMAGES), *images)
-        self.kubectl("apply", "--filename", MANIFESTS)
+        self.wait_until("the cluster takes objects", "apply", "--filename", MANIFESTS)
+        self.wait_until("it takes volumes", "apply", "--filename", self.volumes())
         self.wait_until("node is Ready", "wait", "--for=condition=Ready", f"node/{NODE}", "--timeout=5s")
         self.wait_until(
             "DNS serves", "--namespace=kube-system", "rollout", "status", "deployment/coredns", "--timeout=5s"
@@ -154,11 +156,9 @@ disable = true
             "nodePortAddresses": [PODS],
             # The limits of connection tracking are the machine's, not this namespace's.
             "conntrack": {"maxPerCore": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},
-            "linux": {"oomScoreAdj": 0, "conntrack": {"maxPerCore": 0}},
+            "oomScoreAdj": 0,
+            "iptables": {"minSyncPeriod": "100ms"},
         }
-        config = {**config, "iptables": {"minSyncPeriod": "100ms"}}
-        del config["linux"]
-        config["oomScoreAdj"] = 0
         path = self.directory / "kube-proxy.json"
         path.write_text(json.dumps(config))
         self.spawn("kube-proxy", f"--config={path}", binaries=self.node_binaries)
@@ -170,10 +170,32 @@ disable = true
         oci.write(path, IMAGES[name], {name: (self.node_binaries / name, 0o755)}, config)
         return path
 
+    def volumes(self):
+        """A file with volumes on the node's disk that the default storage class gives out."""
+        expression = {"key": "kubernetes.io/hostname", "operator": "In", "values": [NODE]}
+        items = []
+        for number in range(VOLUMES):
+            folder = self.data / "volumes" / str(number)
+            folder.mkdir(parents=True)
+            spec = {
+                "capacity": {"storage": "10Gi"},
+                "accessModes": ["ReadWriteOnce"],
+                "storageClassName": "local",
+                "local": {"path": str(folder)},
+                "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [expression]}]}},
+            }
+            metadata = {"name": f"local-{number}"}
+            items.append({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": metadata, "spec": spec})
+        path = self.directory / "volumes.json"
+        path.write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": items}))
+        return path
+
     def load(self, *tars):
         for tar in tars:
             command = [self.node_binaries / "ctr", "--namespace=k8s.io", "images", "import", tar]
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise Failed(f"{tar} could not be imported: {done.stderr}")
 
     def kubectl(self, *arguments):
         command = [parts.tool("kubectl"), "--kubeconfig", self.kubeconfig, *arguments]

@@ -1,0 +1,276 @@
+#!/usr/bin/env python3
+"""The end-to-end test: from `helm install` to the last byte removed, on the cluster of KUBECONFIG, under load and with
+crashes. `make e2e` runs it beside a node of its own (tests/rig/node.py)."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from io import BytesIO
+from pathlib import Path
+
+import cluster
+from cluster import NAMESPACE, SHOP, equal, get, helm, job_ended, kill, kubectl, say, until
+
+ROOT = Path(__file__).resolve().parents[2]
+CHART = ROOT / "charts" / "kubemeter"
+VALUES = f"--values={Path(__file__).parent / 'values.yaml'}"
+EVIDENCE = ROOT / ".node" / "logs" / "cluster"
+# Wide enough for every event that the load sends.
+WHEN = "from=2020-01-01T00:00:00Z&to=2100-01-01T00:00:00Z"
+LEASE = "kubemeter-operator"
+
+# What the workloads may do: the least that they need.
+RIGHTS = {
+    "poster": {"resources": ["usageevents"], "verbs": ["create"]},
+    "reader": {"resources": ["meters/usage"], "verbs": ["get"]},
+}
+
+
+def namespaces():
+    for name in (NAMESPACE, SHOP):
+        kubectl("create", "namespace", name)
+        kubectl("label", "namespace", name, "pod-security.kubernetes.io/enforce=restricted")
+    for account, rule in RIGHTS.items():
+        kubectl("create", "serviceaccount", account)
+        api = {"apiVersion": "rbac.authorization.k8s.io/v1", "metadata": {"name": account}}
+        role = {**api, "kind": "Role", "rules": [{"apiGroups": ["kubemeter.io"], **rule}]}
+        reference = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": account}
+        subjects = [{"kind": "ServiceAccount", "name": account, "namespace": SHOP}]
+        binding = {**api, "kind": "RoleBinding", "roleRef": reference, "subjects": subjects}
+        for made in (role, binding):
+            kubectl("create", "--filename=-", text=json.dumps(made))
+
+
+def chart_before(folder):
+    """The chart of the commit before its last change, when it can be had from git and takes the values of this test."""
+    git = ["git", "-c", "safe.directory=*", "-C", str(ROOT)]
+    path = str(CHART.relative_to(ROOT))
+    commits = subprocess.run([*git, "log", "--format=%h", "-2", "--", path], capture_output=True, text=True, check=False)
+    if len(commits.stdout.split()) < 2:
+        return CHART, "git has no other"
+    commit = commits.stdout.split()[1]
+    archive = subprocess.run([*git, "archive", commit, path], capture_output=True, check=True).stdout
+    with tarfile.open(fileobj=BytesIO(archive)) as tar:
+        tar.extractall(folder)
+    before = Path(folder) / path
+    if subprocess.run(["helm", "template", "kubemeter", before, VALUES], capture_output=True, check=False).returncode:
+        return CHART, f"that of {commit} does not take the values of this test"
+    return before, f"of {commit}"
+
+
+def install(chart, why):
+    helm("install", chart, VALUES)
+    say(f"installed: the chart {why}, with ClickHouse in the cluster")
+    for pod in get("pods", namespace=NAMESPACE)["items"]:
+        equal(f"restarts of {pod['metadata']['name']}", [c["restartCount"] for c in pod["status"]["containerStatuses"]][0], 0)
+
+
+def examples():
+    kubectl("apply", "--filename", ROOT / "examples")
+    kubectl("wait", "--for=condition=Ready", "meters", "--all", "--timeout=60s")
+    kubectl("wait", "--for=condition=Ready", "customers", "--all", "--timeout=60s")
+    say("examples/ are Ready")
+
+
+def helm_test():
+    helm("test", "--timeout=120s")
+    left = get("meters,customers,pods", "--selector=app.kubernetes.io/component=test", namespace=NAMESPACE)["items"]
+    equal("what helm test leaves", [item["metadata"]["name"] for item in left], [])
+    say("helm test: an event, sent twice, counts once and is taken back; nothing of it stays")
+
+
+class Load:
+    """A job that posts events until it is told to stop."""
+
+    def __init__(self):
+        cluster.start_job("load", "poster", "post", f"-namespace={SHOP}", "-source=load")
+        self.done_after_start()
+
+    def now(self):
+        job_ended("load")
+        return json.loads(kubectl("logs", "job/load", "--tail=1"))
+
+    def done_after_start(self):
+        until("the load has begun", lambda: self.now()["events"] > 1000)
+        say("a job posts events with a token of its service account")
+
+    def goes_on(self):
+        """Waits until events are acknowledged again, and for some more."""
+        start = self.now()["events"]
+        until("events are acknowledged", lambda: self.now()["events"] > start + 1000)
+
+    def stop(self):
+        kubectl("exec", "job/load", "--", "/client", "stop")
+        until("the load has ended", lambda: job_ended("load"))
+        return self.now()
+
+
+def under_load(load, what, action, most_failed=None):
+    """Does something while events are posted, then waits until they are acknowledged as before."""
+    before, start = load.now(), time.monotonic()
+    note = action()
+    load.goes_on()
+    after = load.now()
+    failed = after["failed"] - before["failed"]
+    new = {key: count - before["failures"].get(key, 0) for key, count in after["failures"].items()}
+    new = {key: count for key, count in new.items() if count}
+    say(
+        f"{what}{f' ({note})' if note else ''}: {time.monotonic() - start:.0f} s, {after['events'] - before['events']} events "
+        f"acknowledged meanwhile, {failed} of {after['requests'] - before['requests']} requests failed {new or ''}"
+    )
+    if most_failed is not None and failed > most_failed:
+        raise cluster.Failed(f"{what}: {failed} requests failed, {most_failed} may: {new}")
+
+
+def healthy():
+    kubectl("rollout", "status", "deployment/kubemeter", "--timeout=60s", namespace=NAMESPACE)
+    kubectl("rollout", "status", "statefulset/kubemeter-clickhouse", "--timeout=60s", namespace=NAMESPACE)
+
+
+def killed_gateway():
+    kill("gateway")
+    healthy()
+
+
+def deleted_pod():
+    pods = get("pods", "--selector=app.kubernetes.io/component=metering", namespace=NAMESPACE)["items"]
+    kubectl("delete", "pod", pods[0]["metadata"]["name"], "--grace-period=0", "--force", namespace=NAMESPACE)
+    healthy()
+
+
+def leader():
+    """The pod whose operator leads; empty when none does."""
+    return (get("lease", LEASE, namespace=NAMESPACE)["spec"].get("holderIdentity") or "").rpartition("_")[0]
+
+
+def deleted_leader():
+    """The leader's pod goes without a word: another one leads."""
+    old = leader()
+    kubectl("delete", "pod", old, "--grace-period=0", "--force", namespace=NAMESPACE)
+    _, seconds = until("another operator leads", lambda: leader() not in (old, ""), 30)
+    healthy()
+    return f"another leads after {seconds:.1f} s"
+
+
+def killed_clickhouse():
+    kill("clickhouse")
+    healthy()
+
+
+def deleted_clickhouse():
+    kubectl("delete", "pod", "kubemeter-clickhouse-0", "--grace-period=0", "--force", namespace=NAMESPACE)
+    healthy()
+
+
+def upgraded():
+    helm("upgrade", CHART, VALUES, "--set=replicas=3", "--set=log.filter=info\\,kube=warn")
+    equal("replicas", get("deployment", "kubemeter", namespace=NAMESPACE)["status"]["readyReplicas"], 3)
+
+
+def rolled_back():
+    helm("rollback", "1")
+    equal("replicas", get("deployment", "kubemeter", namespace=NAMESPACE)["status"]["readyReplicas"], 2)
+
+
+def usage(meter, more=""):
+    """Usage as another workload reads it: {customer: value}."""
+    answer = cluster.answer_to_job("reader", "reader", f"/usage/{meter}?{WHEN}&groupBy=customer{more}")
+    return {row["groupBy"]["customer"]: row["value"] for row in answer["data"]}
+
+
+def expected(events):
+    """What the first `events` of the client are: {customer: (count, sum)}. Every one of them was acknowledged."""
+    found = {}
+    for number in range(events):
+        customer = ("acme", "acme", "globex")[number % 3]
+        count, total = found.get(customer, (0, 0))
+        found[customer] = (count + 1, total + number % 10 + 1)
+    return found
+
+
+def totals_are_exact(sent):
+    equal("rejected", sent["rejected"], 0)
+    of = expected(sent["events"])
+    equal("the client's own sum", sum(total for _, total in of.values()), sent["sum"])
+    equal("usage of llm-tokens", usage("llm-tokens"), {customer: str(total) for customer, (_, total) in of.items()})
+    # A Meter that is made after its events counts them as well.
+    late = {"apiVersion": "kubemeter.io/v1alpha1", "kind": "Meter", "metadata": {"name": "late"}}
+    late["spec"] = {"eventType": "llm.completion", "aggregation": "Count"}
+    kubectl("apply", "--filename=-", text=json.dumps(late))
+    kubectl("wait", "--for=condition=Ready", "meter/late", "--timeout=60s")
+    equal("usage of a late Meter", usage("late"), {customer: str(count) for customer, (count, _) in of.items()})
+    say(f"totals are exact: {sent['events']} events, {sent['sum']} tokens; {sent['again']} batches were sent twice on purpose")
+    return of
+
+
+def uninstalled_and_back(of):
+    made = re.findall(r"^kind: (\w+)\n(?:.*\n)*?  name: \"?([^\s\"]+)\"?$", helm("get", "manifest"), re.MULTILINE)
+    if len(made) < 12:
+        raise cluster.Failed(f"helm names only {made}")
+    helm("uninstall")
+    for kind, name in made:
+        if kind == "CustomResourceDefinition":
+            kubectl("get", kind, name)
+        else:
+            until(f"{kind} {name} is gone", lambda kind=kind, name=name: gone(kind, name))
+    equal("the volume", get("pvc", "data-kubemeter-clickhouse-0", namespace=NAMESPACE)["status"]["phase"], "Bound")
+    equal("Meters", len(get("meters")["items"]), 4)
+    equal("Customers", len(get("customers")["items"]), 3)
+    say("uninstalled: CRDs, Meters, Customers and the volume stay, nothing else")
+    helm("install", CHART, VALUES)
+    equal("usage after all", usage("llm-tokens"), {customer: str(total) for customer, (_, total) in of.items()})
+    say("installed again: usage is as it was")
+
+
+def gone(kind, name):
+    try:
+        kubectl("get", kind, name, namespace=NAMESPACE)
+    except cluster.Failed as error:
+        return "NotFound" in str(error)
+    return False
+
+
+def removed():
+    """What the chart's README says removes everything."""
+    kubectl("delete", "meters,customers", "--all", "--timeout=60s")
+    helm("uninstall")
+    kubectl("delete", "crd", "meters.kubemeter.io", "customers.kubemeter.io", "--timeout=60s")
+    kubectl("delete", "pvc", "data-kubemeter-clickhouse-0", "--timeout=60s", namespace=NAMESPACE)
+    until("all pods are gone", lambda: not get("pods", namespace=NAMESPACE)["items"])
+    say("removed: nothing is left")
+
+
+def main():
+    try:
+        namespaces()
+        with tempfile.TemporaryDirectory() as folder:
+            install(*chart_before(folder))
+        examples()
+        helm_test()
+        load = Load()
+        under_load(load, "a gateway killed", killed_gateway)
+        under_load(load, "a pod deleted without notice", deleted_pod)
+        under_load(load, "the leader's pod deleted without notice", deleted_leader)
+        under_load(load, "ClickHouse killed", killed_clickhouse)
+        under_load(load, "ClickHouse's pod deleted without notice", deleted_clickhouse)
+        under_load(load, "helm upgrade", upgraded)
+        under_load(load, "helm rollback", rolled_back)
+        of = totals_are_exact(load.stop())
+        uninstalled_and_back(of)
+        removed()
+    except (cluster.Failed, subprocess.SubprocessError, OSError) as error:
+        say(f"failed: {error}")
+        cluster.keep_evidence(EVIDENCE)
+        return 1
+    say("all of it passed")
+    return 0
+
+
+if __name__ == "__main__":
+    os.chdir(ROOT)
+    sys.exit(main())
