@@ -51,6 +51,22 @@ crds: ## Write crds/ and the chart's copy anew from the Rust types
 	  awk 'BEGIN {split("meters customers", name)} /^---$$/ {file = "crds/" name[++n] ".yaml"; next} {print > file}'
 	cp crds/*.yaml charts/kubemeter/files/crds/
 
+# No symbols of lines, but those of functions, for backtraces; the Dockerfile builds the same.
+IMAGE_BUILD = cargo build --locked --release --target x86_64-unknown-linux-musl --config 'profile.release.strip="debuginfo"'
+
+.PHONY: image
+image: setup build ## Make the container images and the bill of materials, without a Docker daemon, in target/images/
+	$(SETUP) static
+	$(IMAGE_BUILD)
+	@$(PYTHON) scripts/image.py kubemeter evaluation
+
+.PHONY: e2e
+e2e: setup-kubernetes image ## From helm install to its removal, on a real node with these images, under load (root, Linux)
+	$(SETUP) node
+	@$(PYTHON) scripts/image.py client
+	@$(PYTHON) tests/rig/node.py --seconds 1500 $(foreach name,kubemeter kubemeter-evaluation kubemeter-client, \
+	  --image target/images/$(name).tar) -- $(PYTHON) tests/e2e/flow.py
+
 .PHONY: bench
 bench: ## Measure ingest and queries against the limit of the same ClickHouse
 	$(SETUP) rust engine

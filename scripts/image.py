@@ -26,7 +26,6 @@ IMAGES = TARGET / "images"
 STATIC = "x86_64-unknown-linux-musl"
 MOST_BYTES = 30 * 1000 * 1000
 USER = "65532:65532"  # nobody's; a name would need a file of names
-VERSION = re.search(r'^version = "(.+)"', (parts.ROOT / "Cargo.toml").read_text(), re.MULTILINE).group(1)
 
 
 class Failed(Exception):
@@ -71,14 +70,14 @@ def client():
 
 
 def make(name, files, config, level=9, newer_than=()):
-    reference = f"localhost/{name}:{VERSION}"
+    reference = f"localhost/{name}:{parts.VERSION}"
     path = IMAGES / f"{name}.tar"
     made_from = [*newer_than, Path(__file__), Path(oci.__file__)]
     if newer_than and path.exists() and all(file.stat().st_mtime < path.stat().st_mtime for file in made_from):
         print(f"{path}: {reference} is up to date")
         return reference, path.stat().st_size
     IMAGES.mkdir(parents=True, exist_ok=True)
-    labels = {"title": name, "version": VERSION, "licenses": "Apache-2.0"}
+    labels = {"title": name, "version": parts.VERSION, "licenses": "Apache-2.0"}
     labels = {f"org.opencontainers.image.{key}": value for key, value in labels.items()}
     digest, size = oci.write(path, reference, files, {**config, "User": USER, "Labels": labels}, level)
     print(f"{path}: {reference}, {size / 1e6:.1f} MB compressed, {digest}")

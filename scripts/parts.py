@@ -20,6 +20,8 @@ CACHE = Path(
 _ARCHITECTURE = {"x86_64": "x64", "amd64": "x64", "aarch64": "arm64"}
 PLATFORM = f"{sys.platform}-{_ARCHITECTURE.get(platform.machine(), platform.machine())}"
 
+VERSION = re.search(r'^version = "(.+)"', (ROOT / "Cargo.toml").read_text(), re.MULTILINE).group(1)
+
 # libchdb is the whole of ClickHouse as a library; `src/engine` looks for it under this version.
 ENGINE_VERSION = "26.7.3-stable.1"
 ENGINE = CACHE / "engine" / ENGINE_VERSION / "libchdb.so"

@@ -45,6 +45,7 @@ NEEDED = {
     "npm": "npm (with Node.js), which fetches the ClickHouse engine",
     "make": "make",
 }
+STATIC_TARGET = "x86_64-unknown-linux-musl"
 # A node needs these too, which Debian packages as they should be; looked for where root's programs are.
 NODE_NEEDED = {
     "runc": "runc, which runs the containers",
@@ -198,6 +199,16 @@ def rust():
     need("cc")
 
 
+def static():
+    """What it takes to build kubemeter as a static program, for its image."""
+    need("cargo")
+    if not shutil.which("musl-gcc"):
+        raise SetupError("`musl-gcc` is missing: install musl-tools (Debian's package is called so)")
+    sysroot = subprocess.run(["rustc", "--print", "sysroot"], capture_output=True, text=True, check=True).stdout.strip()
+    if not (Path(sysroot) / "lib" / "rustlib" / STATIC_TARGET).exists():
+        raise SetupError(f"Rust's library for static programs is missing: run `rustup target add {STATIC_TARGET}`")
+
+
 def engine():
     """ClickHouse as a library, from npm (180 MB, 570 MB unpacked)."""
     own = os.environ.get("KUBEMETER_ENGINE")
@@ -306,7 +317,7 @@ def node():
     install("node", parts.node(), parts.NODE_BINARIES, make)
 
 
-STEPS = {"check": check, "rust": rust, "engine": engine, "tools": tools, "kubernetes": kubernetes, "node": node}
+STEPS = {"check": check, "rust": rust, "static": static, "engine": engine, "tools": tools, "kubernetes": kubernetes, "node": node}
 
 
 def main():

@@ -5,8 +5,12 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
+import parts  # noqa: E402
 
 NAMESPACE, SHOP = "metering", "shop"  # of the release, and of those who use it
 STARTED = time.monotonic()
@@ -42,7 +46,7 @@ def get(*arguments, namespace=SHOP):
 def helm(verb, *arguments):
     """Runs a verb on the release `kubemeter`, and waits for what it does where helm can."""
     waits = ["--wait", "--timeout=180s"] if verb in ("install", "upgrade", "rollback") else []
-    return run("helm", verb, "kubemeter", *arguments, *waits, "--namespace", NAMESPACE)
+    return run("helm", *verb.split(), "kubemeter", *arguments, *waits, "--namespace", NAMESPACE)
 
 
 def until(what, check, seconds=60):
@@ -52,7 +56,7 @@ def until(what, check, seconds=60):
         try:
             if answer := check():
                 return answer, time.monotonic() - start
-        except (Failed, IndexError, KeyError) as error:
+        except (Failed, IndexError, KeyError, ValueError) as error:
             last = error
         if time.monotonic() - start > seconds:
             raise Failed(f"not within {seconds} s: {what}" + (f" ({last})" if last else ""))
@@ -78,7 +82,7 @@ def start_job(name, account, *arguments):
     token = {"serviceAccountToken": {"audience": "kubemeter", "expirationSeconds": 600, "path": "token"}}
     container = {
         "name": "client",
-        "image": f"localhost/kubemeter-client:{os.environ['KUBEMETER_VERSION']}",
+        "image": f"localhost/kubemeter-client:{parts.VERSION}",
         "imagePullPolicy": "Never",
         "args": list(arguments),
         "securityContext": LEAST,

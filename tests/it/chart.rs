@@ -125,7 +125,11 @@ fn wrong_values_are_refused_with_a_message() {
         ("clickhouse.url=http://user:secret@clickhouse:8123", "/clickhouse/url'"),
         ("clickhouse.url=", "clickhouse.url is missing: give the URL"),
         ("clickhouse.database=a-b", "/clickhouse/database'"),
-        ("image.repository=", "image.repository is missing: build the Dockerfile"),
+        ("image.repository=", "image.repository is missing: run `make image`"),
+        ("clickhouse.bundled.enabled=true", "leave clickhouse.url and clickhouse.existingSecret empty"),
+        ("clickhouse.bundled.storage=much", "/clickhouse/bundled/storage'"),
+        ("autoscaling.targetCPU=0", "/autoscaling/targetCPU': minimum"),
+        ("networkPolicy.callers=all", "/networkPolicy/callers': got string, want array"),
         ("image.digest=sha256:12", "/image/digest'"),
         ("watchNamespace=a_b", "/watchNamespace'"),
         ("auth.enabled=no", "/auth/enabled': got string, want boolean"),
@@ -140,6 +144,75 @@ fn wrong_values_are_refused_with_a_message() {
         let refused = render(&["--set", set]).expect_err(set);
         assert!(refused.contains(words), "{set}: {refusal:?} does not say {words:?}", refusal = refused);
     }
+}
+
+#[test]
+fn what_is_switched_on_is_there() {
+    let kinds = |values: &str| {
+        let text = run("helm", &["template", "usage", CHART, "--values", &format!("{CHART}/ci/{values}-values.yaml")], "").unwrap();
+        documents(&text)
+    };
+    let of = |objects: &[Value], kind: &str| objects.iter().filter(|object| object["kind"] == kind).cloned().collect::<Vec<_>>();
+    let least = kinds("least");
+    for kind in ["StatefulSet", "HorizontalPodAutoscaler", "NetworkPolicy"] {
+        assert_eq!(of(&least, kind), Vec::<Value>::new());
+    }
+    assert_eq!(of(&least, "Deployment")[0]["spec"]["replicas"], 2);
+
+    // Two would set the number of pods in turn.
+    let grown = kinds("grown");
+    assert_eq!(of(&grown, "Deployment")[0]["spec"].get("replicas"), None);
+    assert_eq!(of(&grown, "HorizontalPodAutoscaler")[0]["spec"]["minReplicas"], 3);
+    let ingress = &of(&grown, "NetworkPolicy")[0]["spec"]["ingress"];
+    assert_eq!(ingress.as_array().unwrap().iter().map(|rule| rule["from"].as_array().unwrap().len()).collect::<Vec<_>>(), [2, 1]);
+
+    // Nobody but the release's gateways and operators reaches a ClickHouse without password, and it reaches nobody.
+    let bundled = kinds("bundled");
+    let policy = &of(&bundled, "NetworkPolicy")[0]["spec"];
+    assert_eq!((policy["ingress"].as_array().unwrap().len(), policy.get("egress"), &policy["policyTypes"][1]), (1, None, &json!("Egress")));
+    let deployment = &of(&bundled, "Deployment")[0]["spec"];
+    assert_eq!(policy["ingress"][0]["from"][0]["podSelector"], deployment["selector"]);
+    let set = &of(&bundled, "StatefulSet")[0]["spec"];
+    assert_eq!(policy["podSelector"], set["selector"]);
+    assert_ne!(set["selector"], deployment["selector"]);
+}
+
+/// Copies the chart of the commit before its last change into `folder`. In a clone without history: the chart as it is.
+fn chart_before(folder: &std::path::Path) -> String {
+    let git = |arguments: &[&str]| {
+        let output = Command::new("git").args(["-C", env!("CARGO_MANIFEST_DIR")]).args(arguments).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        output.stdout
+    };
+    let commits = String::from_utf8(git(&["log", "--format=%H", "-2", "--", "charts/kubemeter"])).unwrap();
+    let Some(commit) = commits.lines().nth(1) else { return CHART.to_owned() };
+    let archive = folder.join("chart.tar");
+    std::fs::write(&archive, git(&["archive", commit, "charts/kubemeter"])).unwrap();
+    let unpacked = Command::new("tar").arg("-xf").arg(&archive).arg("-C").arg(folder).status().unwrap();
+    assert!(unpacked.success());
+    folder.join("charts/kubemeter").to_str().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn it_upgrades_the_chart_of_the_commit_before() {
+    let plane = ControlPlane::shared();
+    install_crds(&plane.client().await).await;
+    let namespace = restricted_namespace(plane).await;
+    let release = Release { plane, namespace: &namespace };
+    let folder = tempfile::tempdir().unwrap();
+    let before = chart_before(folder.path());
+    let watch = format!("watchNamespace={namespace}");
+    let values =
+        ["--set", "crds.install=false", "--set", &watch, "--set", "image.repository=one", "--set", "clickhouse.url=http://clickhouse:8123"];
+    release.helm("install", &[&[before.as_str()], &values[..]].concat());
+    let old = release.manifest();
+    release.helm("upgrade", &[&[CHART], &values[..]].concat());
+    let new = release.manifest();
+    let workload = |objects: &[Value]| objects.iter().find(|object| object["kind"] == "Deployment").cloned().unwrap();
+    assert_eq!(workload(&old)["spec"]["selector"], workload(&new)["spec"]["selector"]);
+    release.helm("rollback", &["1"]);
+    assert_eq!(release.manifest(), old);
+    release.helm("uninstall", &[]);
 }
 
 #[tokio::test]

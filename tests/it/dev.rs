@@ -129,6 +129,32 @@ async fn a_killed_dev_leaves_no_engine_behind() {
     assert_eq!(dev.meter_tables(1).await, tables);
 }
 
+/// What `helm test` runs.
+#[tokio::test]
+async fn check_says_whether_an_event_counts() {
+    let (manifests, data) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    fs::write(manifests.path().join("a.yaml"), meter("checked", "kubemeter.check")).unwrap();
+    let dev = Dev::start(manifests.path(), data.path());
+    let check = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_kubemeter"));
+        let output = command.args(["check", "--url", &dev.api, "--event-type", "kubemeter.check"]).args(arguments).output().unwrap();
+        (output.status.success(), String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap())
+    };
+    let (passed, said) = check(&["--meter", "checked"]);
+    assert!(passed && said.contains("counted it once") && said.contains("taken back"), "{said}");
+    assert_eq!(dev.call(Method::GET, "/usage/checked", Value::Null).await.1["data"], json!([]));
+    for (arguments, words) in [
+        (["--meter", "none", "--timeout-seconds", "1"], "the event is counted. GET /usage/none"),
+        (["--meter", "checked", "--event-type", "other"], "cannot be used multiple times"),
+        (["--meter", "checked", "--token-file", "none"], "can't read the token file none"),
+        (["--meter", "checked", "--timeout-seconds", "soon"], "invalid value 'soon'"),
+    ] {
+        let (passed, said) = check(&arguments);
+        assert!(!passed && said.contains(words), "{said:?} does not say {words:?}");
+    }
+    assert_eq!(dev.call(Method::GET, "/usage/checked", Value::Null).await.1["data"], json!([]), "a check that fails takes back too");
+}
+
 #[test]
 fn what_stops_it_from_starting_is_one_line() {
     let folder = tempfile::tempdir().unwrap();

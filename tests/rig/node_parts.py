@@ -24,7 +24,12 @@ MANIFESTS = Path(__file__).parent / "node.yaml"
 class Node(ControlPlane):
     address = ADDRESS
     controllers = ["*"]
-    more_flags = ["--authorization-mode=Node,RBAC", f"--advertise-address={ADDRESS}", "--allow-privileged=true"]
+    more_flags = [
+        "--authorization-mode=Node,RBAC",
+        f"--advertise-address={ADDRESS}",
+        "--allow-privileged=true",
+        "--kubelet-preferred-address-types=InternalIP",  # no name server knows the node
+    ]
 
     def __init__(self, state):
         super().__init__(state, 6443)

@@ -239,8 +239,8 @@ func (t *tally) fail(status int, err error) {
 	t.Failed.Add(1)
 	what := fmt.Sprint(status)
 	if err != nil {
-		if inner := new(url.Error); errors.As(err, &inner) {
-			err = inner.Err // without the URL
+		for cause := err; cause != nil; cause = errors.Unwrap(cause) {
+			err = cause // the innermost: without addresses
 		}
 		what = err.Error()
 	}
