@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 
 import cgroups
-from control_plane import ControlPlane, Failed, die_with, parts  # which also knows where `parts` is
+from control_plane import Failed, die_with, parts  # which also knows where `parts` is
 
 STATE = parts.ROOT / ".node"
 LOCK = Path("/run/lock/kubemeter-node.lock")  # one node at a time: it has the whole machine
@@ -33,6 +33,7 @@ def outside(arguments):
     if os.geteuid() != 0:
         raise Failed("a node needs root: it makes namespaces, mounts and cgroups")
     stop_at_signals()
+    LOCK.parent.mkdir(parents=True, exist_ok=True)
     with LOCK.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -42,7 +43,10 @@ def outside(arguments):
         (STATE / "logs").mkdir(parents=True)
         cgroups.make()
         command = [sys.executable, __file__, "--inside", *sys.argv[1:]]
-        node = subprocess.Popen(["unshare", *NAMESPACES, *command], preexec_fn=die_with(os.getpid()))
+        # A session of its own: a Ctrl-C is for this process, which then ends the other.
+        node = subprocess.Popen(
+            ["unshare", *NAMESPACES, *command], preexec_fn=die_with(os.getpid()), start_new_session=True
+        )
         try:
             return node.wait(timeout=arguments.seconds)
         except subprocess.TimeoutExpired:
