@@ -1,10 +1,11 @@
-# One static binary and nothing else. `operator` and `gateway` run in it; `dev` and `clickhouse` don't, for the embedded
-# engine is a glibc library that a static binary can't load.
+# What `make image` makes without Docker, for those who have it: one static program (musl) and nothing else. `operator`,
+# `gateway` and `check` run in it; `dev` and `clickhouse` don't, for the embedded engine is a glibc library that a static program
+# can't load. This file itself has not been run so far; the program and its image have, in the end-to-end test.
 FROM rust:1.95-alpine AS build
 RUN apk add --no-cache build-base
 WORKDIR /kubemeter
 COPY . .
-# Symbols stay, for backtraces.
+# Functions keep their names, for backtraces.
 RUN cargo build --release --locked --config 'profile.release.strip="debuginfo"' && cp target/release/kubemeter /kubemeter.bin
 
 FROM scratch

@@ -218,6 +218,7 @@ async fn it_upgrades_the_chart_of_the_commit_before() {
 #[tokio::test]
 async fn every_manifest_is_taken_by_the_api_server() {
     let plane = ControlPlane::shared();
+    install_crds(&plane.client().await).await; // `helm test` makes a Meter
     let namespace = restricted_namespace(plane).await;
     let shop = Namespace { metadata: ObjectMeta { name: Some("shop".into()), ..Default::default() }, ..Default::default() };
     let _ = Api::all(plane.client().await).create(&PostParams::default(), &shop).await;
