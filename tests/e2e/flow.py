@@ -110,8 +110,8 @@ class Load:
 
 
 # A gateway that ends closes the connections that are idle. A request that begins on one in that very moment is answered by
-# nobody, and its client sends it again; there is one such connection per worker of the load.
-CUT_OFF, MOST_CUT_OFF = {"EOF", "broken pipe", "connection reset by peer"}, 4
+# nobody, and its client sends it again. The load has four connections, and at most three gateways end in one step.
+CUT_OFF, MOST_CUT_OFF = {"EOF", "broken pipe", "connection reset by peer"}, 4 * 3
 
 
 def under_load(load, what, action, gently=False):
