@@ -220,6 +220,10 @@ async fn every_manifest_is_taken_by_the_api_server() {
     let plane = ControlPlane::shared();
     install_crds(&plane.client().await).await; // `helm test` makes a Meter
     let namespace = restricted_namespace(plane).await;
+    // A pod is taken only when its service account is there, which a dry run doesn't make.
+    for account in ["usage-kubemeter-test", "metering-test"] {
+        plane.service_account(&namespace, account, None).await;
+    }
     let shop = Namespace { metadata: ObjectMeta { name: Some("shop".into()), ..Default::default() }, ..Default::default() };
     let _ = Api::all(plane.client().await).create(&PostParams::default(), &shop).await;
     for values in value_sets() {
