@@ -1,8 +1,10 @@
 //! `kubemeter check`: sends an event through an installation and sees that it counts, once.
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use axum::body::{Body, to_bytes};
+use clap::Args;
 use http::{Method, Request, StatusCode, Uri, header};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -18,11 +20,37 @@ const ANSWER_BYTES: usize = 64 * 1_024;
 /// CloudEvents `source` of what is sent.
 const SOURCE: &str = "kubemeter-check";
 
+/// Options of `check`.
+#[derive(Args, Clone, Debug)]
+pub struct CheckArgs {
+    /// The gateway: `http://HOST:PORT`.
+    #[arg(long, env = "KUBEMETER_URL", default_value = "http://127.0.0.1:8080")]
+    pub url: String,
+    /// A Meter that counts the events that are sent; its aggregation is Count.
+    #[arg(long, env = "KUBEMETER_METER")]
+    pub meter: String,
+    /// The Meter's event type.
+    #[arg(long, env = "KUBEMETER_EVENT_TYPE")]
+    pub event_type: String,
+    /// Whose usage the event is.
+    #[arg(long, env = "KUBEMETER_SUBJECT", default_value = "kubemeter-check")]
+    pub subject: String,
+    /// Namespace of the Meter.
+    #[arg(long, env = "KUBEMETER_NAMESPACE", default_value = "default")]
+    pub namespace: String,
+    /// File with the bearer token that is sent; without it none is sent.
+    #[arg(long, env = "KUBEMETER_TOKEN_FILE")]
+    pub token_file: Option<PathBuf>,
+    /// How long all of it may take.
+    #[arg(long, env = "KUBEMETER_TIMEOUT_SECONDS", default_value_t = 90)]
+    pub timeout_seconds: u64,
+}
+
 /// Posts an event twice, reads usage until it counts, sees that it counts once, and cancels it.
 ///
 /// # Errors
 /// One line that says which step was not as it should be, and what was answered.
-pub async fn run(args: super::CheckArgs) -> Result<(), String> {
+pub async fn run(args: CheckArgs) -> Result<(), String> {
     let patience = Duration::from_secs(args.timeout_seconds);
     let call = Call::new(&args).await?;
     // Until it is told otherwise the meter may be younger than what the gateway knows.
@@ -55,7 +83,7 @@ struct Call {
 }
 
 impl Call {
-    async fn new(args: &super::CheckArgs) -> Result<Self, String> {
+    async fn new(args: &CheckArgs) -> Result<Self, String> {
         let token = match &args.token_file {
             None => None,
             Some(file) => {
@@ -76,7 +104,7 @@ impl Call {
     }
 
     /// Waits until the event shows in the usage of its own millisecond, which must then be one.
-    async fn counted(&self, args: &super::CheckArgs, event: &Value, deadline: Instant) -> Result<(), String> {
+    async fn counted(&self, args: &CheckArgs, event: &Value, deadline: Instant) -> Result<(), String> {
         let time = event["time"].as_str().and_then(|time| time.parse::<jiff::Timestamp>().ok()).ok_or("the time is none")?;
         let from = jiff::Timestamp::from_millisecond(time.as_millisecond()).map_err(|why| why.to_string())?;
         let to = jiff::Timestamp::from_millisecond(time.as_millisecond() + 1).map_err(|why| why.to_string())?;

@@ -52,7 +52,7 @@ pub enum Command {
     /// Run the embedded ClickHouse alone.
     Clickhouse(ClickhouseArgs),
     /// Check an installation: send an event twice, see that it counts once, take it back.
-    Check(CheckArgs),
+    Check(check::CheckArgs),
     /// Print the custom resource definitions.
     Crds,
 }
@@ -206,30 +206,4 @@ pub struct ClickhouseArgs {
     /// End when standard input ends: a parent that was killed leaves no engine behind.
     #[arg(long, hide = true)]
     pub stop_with_stdin: bool,
-}
-
-/// Options of `check`.
-#[derive(Args, Clone, Debug)]
-pub struct CheckArgs {
-    /// The gateway: `http://HOST:PORT`.
-    #[arg(long, env = "KUBEMETER_URL", default_value = "http://127.0.0.1:8080")]
-    pub url: String,
-    /// A Meter that counts the events that are sent; its aggregation is Count.
-    #[arg(long, env = "KUBEMETER_METER")]
-    pub meter: String,
-    /// The Meter's event type.
-    #[arg(long, env = "KUBEMETER_EVENT_TYPE")]
-    pub event_type: String,
-    /// Whose usage the event is.
-    #[arg(long, env = "KUBEMETER_SUBJECT", default_value = "kubemeter-check")]
-    pub subject: String,
-    /// Namespace of the Meter.
-    #[arg(long, env = "KUBEMETER_NAMESPACE", default_value = "default")]
-    pub namespace: String,
-    /// File with the bearer token that is sent; without it none is sent.
-    #[arg(long, env = "KUBEMETER_TOKEN_FILE")]
-    pub token_file: Option<PathBuf>,
-    /// How long all of it may take.
-    #[arg(long, env = "KUBEMETER_TIMEOUT_SECONDS", default_value_t = 90)]
-    pub timeout_seconds: u64,
 }
