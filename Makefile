@@ -89,4 +89,4 @@ cluster-down: ## End what cluster-up started; its data stay in .cluster/
 .PHONY: clean
 clean: cluster-down ## Remove what was built and the local cluster's data; the cache of fetched parts stays
 	cargo clean
-	rm -rf .cluster .quickstart .kubemeter
+	rm -rf .cluster .quickstart .kubemeter .node

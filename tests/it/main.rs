@@ -16,6 +16,7 @@ mod dev;
 mod edits;
 mod engine;
 mod faults;
+mod image;
 mod lab;
 mod leader;
 mod names;
