@@ -65,7 +65,7 @@ e2e: setup-kubernetes image ## From helm install to its removal, on a real node 
 	$(SETUP) node
 	@$(PYTHON) scripts/image.py client
 	@$(PYTHON) tests/rig/node.py --seconds 1500 $(foreach name,kubemeter kubemeter-evaluation kubemeter-client, \
-	  --image target/images/$(name).tar) -- $(PYTHON) tests/e2e/flow.py
+	  --image $(or $(CARGO_TARGET_DIR),target)/images/$(name).tar) -- $(PYTHON) tests/e2e/flow.py
 
 .PHONY: bench
 bench: ## Measure ingest and queries against the limit of the same ClickHouse
