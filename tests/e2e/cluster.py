@@ -43,9 +43,9 @@ def get(*arguments, namespace=SHOP):
     return json.loads(kubectl("get", *arguments, "--output=json", namespace=namespace))
 
 
-def helm(verb, *arguments):
+def helm(verb, *arguments, wait=True):
     """Runs a verb on the release `kubemeter`, and waits for what it does where helm can."""
-    waits = ["--wait", "--timeout=180s"] if verb in ("install", "upgrade", "rollback") else []
+    waits = ["--wait", "--timeout=180s"] if wait and verb in ("install", "upgrade", "rollback") else []
     return run("helm", *verb.split(), "kubemeter", *arguments, *waits, "--namespace", NAMESPACE)
 
 
