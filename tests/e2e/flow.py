@@ -21,7 +21,7 @@ VALUES = f"--values={Path(__file__).parent / 'values.yaml'}"
 EVIDENCE = ROOT / ".node" / "logs" / "cluster"
 # Wide enough for every event that the load sends.
 WHEN = "from=2020-01-01T00:00:00Z&to=2100-01-01T00:00:00Z"
-LEASE, LEASE_SECONDS = "kubemeter-operator", 30
+LEASE, LEASE_SECONDS = "kubemeter-operator", 12
 
 # What the workloads may do: the least that they need.
 RIGHTS = {
