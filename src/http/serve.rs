@@ -2,10 +2,15 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::Router;
+use axum::extract::State;
+use axum::middleware;
+use axum::response::Response;
+use http::{HeaderValue, header};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
@@ -21,25 +26,43 @@ use crate::limits;
 const HEADERS_WITHIN: Duration = Duration::from_secs(30);
 /// How long a client may take nothing of its answer.
 pub(super) const WRITE_WITHIN: Duration = Duration::from_secs(30);
-/// How long requests in flight may take to finish when the service stops. Kubernetes kills after 30 s.
-const FINISH_WITHIN: Duration = Duration::from_secs(25);
+/// How long connections stay open when the service stops, each answer asking its client to close: one that was closed
+/// under a client that is just sending would fail a request.
+const LEAVE_WITHIN: Duration = Duration::from_secs(2);
+/// How long requests in flight may take to finish then. Kubernetes kills 30 s after it asked.
+const FINISH_WITHIN: Duration = Duration::from_secs(23);
+/// How often it is looked whether all clients have left.
+const LEFT: Duration = Duration::from_millis(20);
 /// Wait after a failed accept: out of file handles, most likely, and others will close theirs.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves until `shutdown` is done, then finishes the requests in flight, within 25 s.
+/// Serves until `shutdown` is done, then lets clients leave and finishes the requests in flight, within 25 s.
 pub async fn serve(listener: TcpListener, router: Router, shutdown: impl Future<Output = ()>) {
+    let leaving = Arc::new(AtomicBool::new(false));
+    let router = router.layer(middleware::map_response_with_state(Arc::clone(&leaving), ask_to_close));
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEADERS_WITHIN).max_header_size(limits::HEAD_BYTES);
     let graceful = GracefulShutdown::new();
     let connections = Arc::new(Semaphore::new(limits::CONNECTIONS));
-    let mut shutdown = std::pin::pin!(shutdown);
+    let stop = async {
+        shutdown.await;
+        leaving.store(true, Ordering::Relaxed);
+        let all_left = async {
+            while connections.available_permits() < limits::CONNECTIONS - 1 {
+                tokio::time::sleep(LEFT).await;
+            }
+        };
+        // What came meanwhile, before the loop hears of the stop, is served too.
+        let _ = tokio::time::timeout(LEAVE_WITHIN, all_left).await;
+    };
+    let mut stop = std::pin::pin!(stop);
     loop {
         let next = async {
             let permit = Arc::clone(&connections).acquire_owned().await;
             (listener.accept().await, permit)
         };
         let (accepted, permit) = tokio::select! {
-            () = &mut shutdown => break,
+            () = &mut stop => break,
             next = next => next,
         };
         let stream = match accepted {
@@ -65,6 +88,13 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: impl Future<
     if tokio::time::timeout(FINISH_WITHIN, graceful.shutdown()).await.is_err() {
         tracing::warn!(seconds = FINISH_WITHIN.as_secs(), "requests in flight did not finish in time and are cut off");
     }
+}
+
+async fn ask_to_close(State(leaving): State<Arc<AtomicBool>>, mut response: Response) -> Response {
+    if leaving.load(Ordering::Relaxed) {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
 }
 
 /// A connection that fails when the other side takes nothing for [`WRITE_WITHIN`]: else an answer that nobody reads

@@ -24,6 +24,8 @@ const TRIES: usize = 4;
 pub(super) struct Lookup {
     warehouse: Warehouse,
     memory: Memory,
+    /// A larger memory in the making, while the one in use is too small.
+    larger: Option<JoinHandle<Option<Known>>>,
     /// Whether what [`before`](Self::before) told came from memory: only then is what is new since all there is to see.
     from_memory: bool,
 }
@@ -51,8 +53,8 @@ pub(super) type Keys = HashMap<u128, StoredKey>;
 impl Lookup {
     /// Begins to read what is claimed.
     pub(super) fn new(warehouse: Warehouse) -> Self {
-        let memory = load(&warehouse);
-        Self { warehouse, memory, from_memory: false }
+        let memory = Memory::Loading(load(&warehouse));
+        Self { warehouse, memory, larger: None, from_memory: false }
     }
 
     /// Which identities were claimed before. One that is not in the answer may have been claimed since this gateway last
@@ -105,7 +107,20 @@ impl Lookup {
                     _ => Memory::Absent(Instant::now() + AGAIN),
                 }
             }
-            Memory::Absent(until) if *until <= Instant::now() => self.memory = load(&self.warehouse),
+            Memory::Absent(until) if *until <= Instant::now() => self.memory = Memory::Loading(load(&self.warehouse)),
+            Memory::Known(known) if known.seen.is_outgrown() => match &mut self.larger {
+                None => self.larger = Some(load(&self.warehouse)),
+                Some(reading) if reading.is_finished() => {
+                    let read = reading.await.ok().flatten();
+                    self.larger = None;
+                    if let Some(mut larger) = read
+                        && matches!(larger.catch_up(&self.warehouse, CATCH_UP, &[]).await, Ok(Some(_)))
+                    {
+                        self.memory = Memory::Known(larger);
+                    }
+                }
+                Some(_) => {}
+            },
             _ => {}
         }
     }
@@ -123,13 +138,14 @@ impl Drop for Lookup {
         if let Memory::Loading(reading) = &self.memory {
             reading.abort();
         }
+        self.larger.iter().for_each(JoinHandle::abort);
     }
 }
 
 /// Reads all that is claimed.
-fn load(warehouse: &Warehouse) -> Memory {
+fn load(warehouse: &Warehouse) -> JoinHandle<Option<Known>> {
     let warehouse = warehouse.clone();
-    Memory::Loading(tokio::spawn(async move {
+    tokio::spawn(async move {
         let read = async {
             warehouse.ensure_bootstrap().await?;
             if !warehouse.identities_have_one_server().await? {
@@ -144,7 +160,7 @@ fn load(warehouse: &Warehouse) -> Memory {
             tracing::debug!(error = %why, "what is claimed can't be read: identities are looked up");
             None
         })
-    }))
+    })
 }
 
 impl Known {

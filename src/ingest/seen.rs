@@ -45,6 +45,11 @@ impl Seen {
         }
     }
 
+    /// Whether it has more than it was made for, and a larger one may be made: each further filter adds its own mistakes.
+    pub(super) fn is_outgrown(&self) -> bool {
+        self.filters.len() > 1 && self.filters.first().is_some_and(|first| first.room * BITS / 8 < MAX_BYTES / 2)
+    }
+
     /// False only for an identity that is in no block that was read.
     pub(super) fn may_have(&self, identity: u128) -> bool {
         self.filters.iter().any(|filter| filter.may_have(identity))
@@ -147,6 +152,7 @@ mod tests {
         let stored = MIN_ROOM + 300_000;
         (0..stored).for_each(|number| seen.insert(id(number)));
         assert_eq!(seen.filters.len(), 2);
+        assert!(seen.is_outgrown());
         assert!((0..stored).all(|number| seen.may_have(id(number))));
         let suspected = (stored..stored + 100_000).filter(|number| seen.may_have(id(*number))).count();
         assert!(suspected < 1_500, "{suspected} of 100,000");
@@ -158,6 +164,7 @@ mod tests {
         seen.filters[0].count = seen.filters[0].room;
         seen.insert(1);
         assert_eq!(seen.filters.len(), 1);
+        assert!(!seen.is_outgrown());
         assert!(seen.filters[0].bytes() <= MAX_BYTES + 64);
     }
 

@@ -63,7 +63,7 @@ const EVENT_COLUMNS: &str = "\
 const DURABLE: &str = "fsync_after_insert = 1, fsync_part_directory = 1";
 
 /// How much alike in size parts must be that are merged: with the default of 5 a row is written again half as often again,
-/// and merges take half of all CPU that ingest costs.
+/// and merges take half of all CPU that ingest costs. For tables that no usage query reads: these get slower by each part.
 const MERGED_SELDOM: &str = "merge_selector_base = 10";
 
 /// A month that nothing was written to for ten minutes is merged to one part: `FINAL` then has nothing to do (measured at
@@ -243,7 +243,7 @@ impl Layout {
         let ttl = self.retention_days.map(ttl).map(|ttl| format!(" TTL {ttl}")).unwrap_or_default();
         Ok(format!(
             "CREATE TABLE IF NOT EXISTS {}.{} ({columns}) ENGINE = ReplacingMergeTree(version, is_deleted) \
-             PARTITION BY toYYYYMM(time) ORDER BY (subject, time, id){ttl} SETTINGS {DURABLE}, {MERGED_WHEN_QUIET}, {MERGED_SELDOM} COMMENT {}",
+             PARTITION BY toYYYYMM(time) ORDER BY (subject, time, id){ttl} SETTINGS {DURABLE}, {MERGED_WHEN_QUIET} COMMENT {}",
             identifier(database),
             identifier(table),
             literal(&serde_json::to_string(note)?)

@@ -36,9 +36,30 @@ async fn a_stop_finishes_what_is_in_flight_and_takes_nothing_new() {
     stop.send(()).unwrap();
     let mut answer = String::new();
     busy.read_to_string(&mut answer).await.unwrap();
-    assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
+    assert!(answer.starts_with("HTTP/1.1 200 OK") && answer.contains("connection: close"), "{answer}");
     server.await.unwrap();
     assert!(TcpStream::connect(address).await.is_err());
+}
+
+/// What a client sends just as the service is told to stop is answered, on a connection that was idle, too.
+#[tokio::test]
+async fn a_stop_closes_no_connection_under_a_client_that_is_sending() {
+    let (address, stop, server) = started(&Arc::new(Fake::default())).await;
+    let mut idle = TcpStream::connect(address).await.unwrap();
+    let ask = b"GET /healthz HTTP/1.1\r\nhost: a\r\n\r\n";
+    let mut some = [0; 1_024];
+    idle.write_all(ask).await.unwrap();
+    assert!(idle.read(&mut some).await.unwrap() > 0);
+    stop.send(()).unwrap();
+    // Time enough for the server to hear of it, were it to close at once.
+    for _ in 0..1_000 {
+        tokio::task::yield_now().await;
+    }
+    idle.write_all(ask).await.unwrap();
+    let mut answer = String::new();
+    idle.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 OK") && answer.contains("connection: close"), "{answer}");
+    server.await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
