@@ -62,9 +62,10 @@ const EVENT_COLUMNS: &str = "\
 /// cut. It costs some 2 ms an INSERT. Parts that a merge replaced are kept for minutes, so merges need no more.
 const DURABLE: &str = "fsync_after_insert = 1, fsync_part_directory = 1";
 
-/// How much alike in size parts must be that are merged: with the default of 5 a row is written again half as often again,
-/// and merges take half of all CPU that ingest costs. For tables that no usage query reads: these get slower by each part.
-const MERGED_SELDOM: &str = "merge_selector_base = 10";
+/// How much alike in size parts must be that are merged: the greater, the more parts there are and the less often a row is
+/// written again. With the default of 5 merges take half of all CPU that ingest costs, with 30 a third. For tables that no
+/// usage query reads: these get slower by each part.
+const MERGED_SELDOM: &str = "merge_selector_base = 30";
 
 /// A month that nothing was written to for ten minutes is merged to one part: `FINAL` then has nothing to do (measured at
 /// 20 million rows: 0.17 s where many parts take 4.4 s). Exactness never depends on it.
