@@ -404,9 +404,8 @@ pub struct EventRef {
 #[derive(Serialize, Clone, Debug, PartialEq, Eq, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Cancelled {
-    /// For the listing and the revert; absent in a dry run.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<String>)]
+    /// For the listing and the revert; null in a dry run, which makes none.
+    #[schema(value_type = Option<String>, required = true)]
     pub cancellation_id: Option<Uuid>,
     /// Events that counted before and don't now (or wouldn't, in a dry run).
     pub cancelled: u64,

@@ -134,7 +134,8 @@ impl Metering for Fake {
         self.answer(format!("fetch_usage {caller:?} {meter_id} {asked}"), usage).await
     }
     async fn cancel_usage_events(&self, caller: &Caller, cancel: CancelRequest) -> Result<Cancelled, Error> {
-        let answer = Cancelled { cancellation_id: Some(Uuid::nil()), cancelled: 1, not_found: Vec::new(), dry_run: cancel.dry_run };
+        let cancellation_id = (!cancel.dry_run).then(Uuid::nil);
+        let answer = Cancelled { cancellation_id, cancelled: 1, not_found: Vec::new(), dry_run: cancel.dry_run };
         self.answer(format!("cancel {caller:?} {cancel:?}"), answer).await
     }
     async fn create_customer(&self, caller: &Caller, customer: CustomerDocument) -> Result<CustomerDocument, Error> {

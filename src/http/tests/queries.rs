@@ -111,7 +111,7 @@ async fn events_are_cancelled_by_identity_or_filter() {
 
     let body = r#"{"meterId":"calls","filter":{"customer":"acme","from":"2026-01-01T00:00:00Z","to":"2026-02-01T00:00:00Z","groupBy":{"method":"GET"}},"dryRun":true}"#;
     let answer = send(&fake, with_json("DELETE", "/usage", body)).await;
-    assert_eq!(answer.json()["dryRun"], true);
+    assert_eq!(answer.text(), r#"{"cancellationId":null,"cancelled":1,"notFound":[],"dryRun":true}"#);
     let call = fake.last();
     for part in [
         r#"meter_id: "calls""#,
