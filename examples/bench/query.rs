@@ -1,23 +1,22 @@
 //! How fast usage is answered, beside hand-written SQL on the same table.
 
-use std::collections::BTreeMap;
 use std::time::Instant;
 
-use bigdecimal::BigDecimal;
 use bytes::Bytes;
 use hyper::{Method, StatusCode};
 use serde_json::Value;
 
 use crate::client::encoded;
 use crate::events::{METER, Random, SUBJECTS};
-use crate::report::{Report, Table, milliseconds, percentile, ratio};
+use crate::report::{Section, Table, milliseconds, percentile, ratio};
 use crate::setup::Setup;
+use crate::stored::Answer;
 use crate::{Result, Sizes, load, progress};
 
 /// The month as both kinds of question have it.
-const FROM: &str = "2026-05-01T00:00:00Z";
-const TO: &str = "2026-06-01T00:00:00Z";
-const MONTH: &str = "time >= '2026-05-01 00:00:00' AND time < '2026-06-01 00:00:00'";
+pub const FROM: &str = "2026-05-01T00:00:00Z";
+pub const TO: &str = "2026-06-01T00:00:00Z";
+pub const MONTH: &str = "time >= '2026-05-01 00:00:00' AND time < '2026-06-01 00:00:00'";
 /// What the gateway's client sets too, and a good engineer would.
 const SETTINGS: &str = "SETTINGS do_not_merge_across_partitions_select_final = 1";
 
@@ -49,7 +48,7 @@ const QUESTIONS: [Question; 3] = [
 ];
 
 /// Measures all queries into the report.
-pub async fn measure(setup: &Setup, sizes: &Sizes, seed: u64, stored: u64, report: &mut Report) -> Result<()> {
+pub async fn measure(setup: &Setup, sizes: &Sizes, seed: u64, stored: u64, report: &mut Section) -> Result<()> {
     let mut gateway = setup.gateway().await?;
     let mut direct = setup.clickhouse().await?;
     let parts = setup
@@ -123,10 +122,8 @@ impl Question {
     }
 }
 
-type Answer = BTreeMap<String, BigDecimal>;
-
 /// Lines of keys and a value.
-fn of_clickhouse(answer: &str) -> Result<Answer> {
+pub fn of_clickhouse(answer: &str) -> Result<Answer> {
     let line = |line: &str| -> Result<_> {
         let (key, value) = line.rsplit_once('\t').ok_or_else(|| format!("no value in {line:?}"))?;
         Ok((key.to_owned(), value.parse()?))
@@ -135,7 +132,7 @@ fn of_clickhouse(answer: &str) -> Result<Answer> {
 }
 
 /// The same of Kubemeter's answer.
-fn of_kubemeter(answer: &[u8]) -> Result<Answer> {
+pub fn of_kubemeter(answer: &[u8]) -> Result<Answer> {
     let answer: Value = serde_json::from_slice(answer)?;
     let row = |row: &Value| -> Result<_> {
         let mut key = Vec::new();

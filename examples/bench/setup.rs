@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use bigdecimal::BigDecimal;
 use bytes::Bytes;
 use hyper::{Method, StatusCode};
 use kubemeter::warehouse::schema::Landing;
@@ -17,23 +18,18 @@ use crate::{Result, progress};
 
 /// How long a process may take until it is ready.
 const READY: Duration = Duration::from_secs(90);
+/// How long a Meter may take until it answers, all stored events copied.
+const PROVISIONED: Duration = Duration::from_secs(900);
 /// How long is waited for merges to end before something is measured.
 const QUIET: Duration = Duration::from_secs(180);
 
-const MANIFEST: &str = "\
-apiVersion: kubemeter.io/v1alpha1
-kind: Meter
-metadata:
-  name: bench
-spec:
-  eventType: api.request
-  aggregation: Sum
-  valueProperty: $.duration_ms
-  groupBy:
-    method: $.method
-    path: $.path
-  unit: ms
-";
+/// A Meter: Sum of `$.duration_ms` by method and path.
+pub fn meter(name: &str, event_type: &str) -> String {
+    format!(
+        "---\napiVersion: kubemeter.io/v1alpha1\nkind: Meter\nmetadata:\n  name: {name}\nspec:\n  eventType: {event_type}\n  \
+         aggregation: Sum\n  valueProperty: $.duration_ms\n  groupBy:\n    method: $.method\n    path: $.path\n  unit: ms\n  deletionPolicy: Delete\n"
+    )
+}
 
 /// A ClickHouse and a gateway with one Meter that is ready.
 pub struct Setup {
@@ -44,7 +40,7 @@ pub struct Setup {
     pub landing: String,
     /// Table of the Meter.
     pub table: String,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 /// A process that ends with this program, also when this one is killed: its standard input ends then.
@@ -59,7 +55,7 @@ impl Setup {
         let folder = tempfile::Builder::new().prefix("kubemeter-bench-").tempdir()?;
         let path = |name: &str| folder.path().join(name);
         std::fs::create_dir(path("manifests"))?;
-        std::fs::write(path("manifests").join("meter.yaml"), MANIFEST)?;
+        std::fs::write(path("manifests").join("meter.yaml"), meter(METER, TYPE))?;
         let kubemeter = executable()?;
         let clickhouse = Process::start(
             Command::new(&kubemeter).arg("clickhouse").arg("--data-dir").arg(path("clickhouse")).args(["--listen", "127.0.0.1:0"]),
@@ -75,29 +71,53 @@ impl Setup {
                 .arg(path("manifests")),
             "API ",
         )?;
-        let mut setup =
-            Self { gateway, clickhouse, landing: Landing::of(NAMESPACE, TYPE).to_string(), table: String::new(), _folder: folder };
-        setup.await_meter().await?;
+        let mut setup = Self { gateway, clickhouse, landing: Landing::of(NAMESPACE, TYPE).to_string(), table: String::new(), folder };
+        setup.await_meter(METER, |_| ()).await?;
         let mut direct = setup.clickhouse().await?;
         setup.table = setup.run(&mut direct, "SELECT name FROM system.tables WHERE database = 'kubemeter' AND startsWith(name, 'meter_') AND engine = 'ReplacingMergeTree'").await?;
         Ok(setup)
     }
 
-    async fn await_meter(&self) -> Result<()> {
+    /// Puts a manifest among those that are watched, or takes it away.
+    pub fn manifest(&self, file: &str, text: Option<&str>) -> Result<()> {
+        let manifests = self.folder.path().join("manifests");
+        let Some(text) = text else { return Ok(std::fs::remove_file(manifests.join(file))?) };
+        // As a whole or not at all.
+        std::fs::write(self.folder.path().join(file), text)?;
+        Ok(std::fs::rename(self.folder.path().join(file), manifests.join(file))?)
+    }
+
+    /// Waits until a Meter answers; is told what its status says until then.
+    pub async fn await_meter(&self, name: &str, mut told: impl FnMut(&str)) -> Result<()> {
         let mut gateway = self.gateway().await?;
         let began = Instant::now();
         loop {
-            let path = format!("/meters/{METER}");
-            let answer = gateway.expect(StatusCode::OK, Method::GET, &path, "application/json", Bytes::new()).await?;
+            let (status, answer) = gateway.send(Method::GET, &format!("/meters/{name}"), "application/json", Bytes::new()).await?;
             let meter: serde_json::Value = serde_json::from_slice(&answer)?;
-            if meter["status"]["ready"] == true {
+            if status == StatusCode::OK && meter["status"]["ready"] == true {
                 return Ok(());
             }
-            if began.elapsed() > READY {
+            told(meter["status"]["message"].as_str().unwrap_or_default());
+            if began.elapsed() > PROVISIONED {
                 return Err(format!("the meter did not get ready: {meter}").into());
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
+    }
+
+    /// The answer to a question about usage.
+    pub async fn usage(&self, question: &str) -> Result<serde_json::Value> {
+        let answer = self
+            .gateway()
+            .await?
+            .expect(StatusCode::OK, Method::GET, &format!("/usage/{question}"), "application/json", Bytes::new())
+            .await?;
+        Ok(serde_json::from_slice(&answer)?)
+    }
+
+    /// A Meter's number over all that is stored.
+    pub async fn total(&self, meter: &str) -> Result<BigDecimal> {
+        Ok(self.usage(meter).await?["data"][0]["value"].as_str().unwrap_or("0").parse()?)
     }
 
     /// A connection to the gateway.
@@ -162,6 +182,20 @@ impl Process {
         Ok(process)
     }
 
+    /// Resident memory in bytes.
+    pub fn memory(&self) -> Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
+        Ok(kib.ok_or("/proc has another form")?.parse::<u64>()? * 1_024)
+    }
+
+    /// Stops the process where it is (it does not know), until the answer is dropped.
+    pub fn frozen(&self) -> Result<Frozen> {
+        let frozen = Frozen(self.child.id().to_string());
+        signal("-STOP", &frozen.0)?;
+        Ok(frozen)
+    }
+
     /// CPU seconds used so far, in user and system mode.
     pub fn cpu(&self) -> Result<f64> {
         cpu(&self.child.id().to_string())
@@ -173,6 +207,28 @@ impl Drop for Process {
         drop(self.child.stdin.take());
         let _ = self.child.wait();
     }
+}
+
+/// A process that is stopped where it is.
+pub struct Frozen(String);
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        // Should it fail the process is gone.
+        let _ = signal("-CONT", &self.0);
+    }
+}
+
+fn signal(name: &str, process: &str) -> Result<()> {
+    let sent = Command::new("kill").args([name, process]).status()?;
+    if sent.success() { Ok(()) } else { Err(format!("kill {name} {process}: {sent}").into()) }
+}
+
+/// Bytes free where the data go.
+pub fn free_disk() -> Result<u64> {
+    let said = Command::new("df").args(["--block-size=1", "--output=avail"]).arg(std::env::temp_dir()).output()?;
+    let text = String::from_utf8(said.stdout)?;
+    Ok(text.lines().last().ok_or("df says nothing")?.trim().parse()?)
 }
 
 /// CPU seconds of this program.

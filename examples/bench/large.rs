@@ -1,0 +1,201 @@
+//! A year of many events: how queries grow, and what duplicates, late events and cancellations cost them.
+
+use std::ops::Range;
+use std::time::Instant;
+
+use bigdecimal::BigDecimal;
+use bytes::Bytes;
+use hyper::{Method, StatusCode};
+use serde_json::json;
+
+use crate::aim::Aim;
+use crate::events::{METER, Random, SUBJECTS};
+use crate::query::of_kubemeter;
+use crate::report::{Section, Table, milliseconds, percentile, ratio};
+use crate::setup::{Setup, free_disk};
+use crate::stored::{Answer, MONTHS, Pass, Reference, SOURCE, YEAR_MS, customer, day, id};
+use crate::{Result, Sizes, disk, load, progress};
+
+/// Room for one event while parts are merged, in bytes: some twice of what it takes at rest.
+const ROOM: u64 = 160;
+/// Events of one request to cancel.
+const CANCELLED: usize = 5_000;
+
+#[derive(Clone, Copy)]
+enum Question {
+    CustomerByDay,
+    Customers,
+    CustomersByDay,
+    GroupsByDay,
+}
+
+const QUESTIONS: [(Question, &str); 4] = [
+    (Question::CustomerByDay, "one customer's month by day"),
+    (Question::Customers, "all customers' month"),
+    (Question::CustomersByDay, "all customers' month by day"),
+    (Question::GroupsByDay, "a month by day and two groups"),
+];
+
+/// Seconds that each question's answers took.
+type Times = [Vec<f64>; QUESTIONS.len()];
+
+/// Says before anything is done whether the disk has room for so many events.
+pub fn check_disk(events: u64) -> Result<()> {
+    let (free, needed) = (free_disk()? >> 20, (events * ROOM) >> 20);
+    if free < needed {
+        return Err(
+            format!("{events} events need {needed} MiB of disk, {free} MiB are free: give fewer --events, or another TMPDIR").into()
+        );
+    }
+    progress(format_args!("{events} events need up to {needed} MiB of disk, {free} MiB are free"));
+    Ok(())
+}
+
+/// Measures all figures of this kind into the report.
+pub async fn measure(setup: &Setup, sizes: &Sizes, events: u64, seed: u64, report: &mut Section) -> Result<()> {
+    let mut bench = Large { setup, sizes, seed, reference: Reference::new() };
+    let (first, rest) = (Pass::in_order(seed, 0..events / 10, YEAR_MS), Pass::in_order(seed, events / 10..events, YEAR_MS));
+    bench.load(&first).await?;
+    let small = bench.ask().await?;
+    bench.load(&rest).await?;
+    let large = bench.ask().await?;
+    let parts = bench.parts().await?;
+    disk::measure(setup, report).await?;
+
+    load::repeat(setup, &first, 100, 41).await?;
+    load::repeat(setup, &rest, 100, 41).await?;
+    bench.load(&Pass::random(seed, events..events + events / 100, YEAR_MS)).await?;
+    bench.cancel(&first).await?;
+    bench.cancel(&rest).await?;
+    setup.quiet().await?;
+    let disturbed = bench.ask().await?;
+    let parts_after = bench.parts().await?;
+
+    let [one, customers, by_day, _] = &large;
+    let ms = |times: &[f64], percent| percentile(times, percent) * 1e3;
+    let million = load::millions(events);
+    report.aim(Aim::at_most(&format!("one customer's month by day at {million} M, p50"), ms(one, 50), 20.0, "ms"));
+    report.aim(Aim::at_most(&format!("one customer's month by day at {million} M, p99"), ms(one, 99), 60.0, "ms"));
+    report.aim(Aim::at_most(&format!("all customers' month at {million} M, p50"), ms(customers, 50), 1_000.0, "ms"));
+    report.aim(Aim::at_most(&format!("all customers' month by day at {million} M, p50"), ms(by_day, 50), 1_000.0, "ms"));
+    let worst = |above: &Times, below: &Times, of: Range<usize>| of.map(|at| p50(above, at) / p50(below, at)).fold(0.0, f64::max);
+    report.aim(Aim::at_most(
+        &format!("all customers: growth from {} M to {million} M", million / 10.0),
+        worst(&large, &small, 1..3),
+        4.0,
+        "×",
+    ));
+    report.aim(Aim::at_most("the same after duplicates, late events, cancels", worst(&disturbed, &large, 0..3), 1.3, "×"));
+
+    let mut table = Table::new(
+        &format!("Queries, at {million} million events over a year"),
+        &[
+            "figure",
+            &format!("at {} million", million / 10.0),
+            &format!("at {million} million"),
+            "growth",
+            "after 1 % again, 1 % late, 0.1 % cancelled",
+            "ratio",
+        ],
+    );
+    for (at, (_, name)) in QUESTIONS.iter().enumerate() {
+        let times = |times: &Times| {
+            format!("**p50 {}**, p99 {}", milliseconds(percentile(&times[at], 50)), milliseconds(percentile(&times[at], 99)))
+        };
+        let (growth, cost) = (p50(&large, at) / p50(&small, at), p50(&disturbed, at) / p50(&large, at));
+        table.row([(*name).to_owned(), times(&small), times(&large), ratio(growth), times(&disturbed), ratio(cost)]);
+    }
+    table.note(format!(
+        "A month and a customer at random each time, {} times (one customer) or {} times (all). Events were stored in the order of their times, \
+         each up to an hour late, first a tenth of them over the whole year, then the rest; then every 100th again, 1 % more at random over the \
+         year, and every 1,000th was cancelled over HTTP by its id. The meter's table had {parts} parts before that and {parts_after} after; nothing \
+         was merged by force. Every answer was compared with what the generator's decimals add up to, to the last digit.",
+        sizes.asked.0, sizes.asked.1
+    ));
+    report.table(table);
+    Ok(())
+}
+
+fn p50(times: &Times, at: usize) -> f64 {
+    percentile(&times[at], 50)
+}
+
+struct Large<'a> {
+    setup: &'a Setup,
+    sizes: &'a Sizes,
+    seed: u64,
+    reference: Reference,
+}
+
+impl Large<'_> {
+    async fn load(&mut self, pass: &Pass) -> Result<()> {
+        load::load(self.setup, pass).await?;
+        self.reference.count(pass, pass.numbers.clone(), 1);
+        Ok(())
+    }
+
+    /// Cancels every 1,000th event of a pass.
+    async fn cancel(&mut self, pass: &Pass) -> Result<()> {
+        let numbers: Vec<u64> = pass.numbers.clone().filter(|number| number % 1_000 == 7).collect();
+        let mut gateway = self.setup.gateway().await?;
+        let began = Instant::now();
+        for numbers in numbers.chunks(CANCELLED) {
+            let events: Vec<_> = numbers.iter().map(|&number| json!({"source": SOURCE, "id": id(number)})).collect();
+            let body = json!({"events": events, "reason": "benchmark"}).to_string();
+            let answer = gateway.expect(StatusCode::OK, Method::DELETE, "/usage", "application/json", body.into()).await?;
+            let answer: serde_json::Value = serde_json::from_slice(&answer)?;
+            if answer["cancelled"] != numbers.len() {
+                return Err(format!("of {} events not all were cancelled: {answer}", numbers.len()).into());
+            }
+        }
+        progress(format_args!("{} events cancelled, {:.1} s", numbers.len(), began.elapsed().as_secs_f64()));
+        self.reference.count(pass, numbers.into_iter(), -1);
+        Ok(())
+    }
+
+    async fn parts(&self) -> Result<String> {
+        let mut direct = self.setup.clickhouse().await?;
+        let of = format!("FROM system.parts WHERE active AND database = 'kubemeter' AND table = '{}'", self.setup.table);
+        self.setup.run(&mut direct, &format!("SELECT count() {of}")).await
+    }
+
+    /// Asks all questions, each of some customers and months, and compares every answer.
+    async fn ask(&self) -> Result<Times> {
+        let mut gateway = self.setup.gateway().await?;
+        let mut random = Random::new(self.seed);
+        let mut all: Times = Default::default();
+        for ((question, name), times) in QUESTIONS.iter().zip(&mut all) {
+            let asked = if matches!(question, Question::CustomerByDay) { self.sizes.asked.0 } else { self.sizes.asked.1 };
+            // The first is not counted: it fills caches.
+            for number in 0..=asked {
+                let (month, subject) = (random.below(12) as usize, random.below(SUBJECTS));
+                let (path, expected) = self.question(*question, MONTHS[month]..MONTHS[month + 1], subject)?;
+                let began = Instant::now();
+                let answer = gateway.expect(StatusCode::OK, Method::GET, &path, "application/json", Bytes::new()).await?;
+                if number > 0 {
+                    times.push(began.elapsed().as_secs_f64());
+                }
+                let mut answer = of_kubemeter(&answer)?;
+                answer.retain(|_, value| *value != BigDecimal::default());
+                if answer != expected {
+                    return Err(format!("{path} is answered otherwise than the events add up to").into());
+                }
+            }
+            progress(format_args!("{name}: p50 {}, p99 {}", milliseconds(percentile(times, 50)), milliseconds(percentile(times, 99))));
+        }
+        Ok(all)
+    }
+
+    fn question(&self, question: Question, days: Range<u64>, subject: u64) -> Result<(String, Answer)> {
+        let (from, to) = (day(days.start)?, day(days.end)?);
+        let (what, expected) = match question {
+            Question::CustomerByDay => {
+                (format!("windowSize=DAY&customer={}", customer(subject)), self.reference.customer_by_day(days, subject))
+            }
+            Question::Customers => ("groupBy=customer".to_owned(), self.reference.customers(days)),
+            Question::CustomersByDay => ("windowSize=DAY&groupBy=customer".to_owned(), self.reference.customers_by_day(days)),
+            Question::GroupsByDay => ("windowSize=DAY&groupBy=method&groupBy=path".to_owned(), self.reference.groups_by_day(days)),
+        };
+        Ok((format!("/usage/{METER}?from={from}&to={to}&{what}"), expected))
+    }
+}
