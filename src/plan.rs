@@ -91,6 +91,13 @@ pub fn plan(target: &str, answering: Option<&str>, observed: &Observed, now_s: i
             }
         }
     }
+    // The edit switch: what answers, and what will, stays.
+    debug_assert!(
+        !steps
+            .iter()
+            .any(|step| matches!(step, Step::Retire(table) | Step::Drop(table) if table == target || Some(table.as_str()) == answering)),
+        "a table that answers would go: {steps:?}"
+    );
     Plan { steps, live, again_s }
 }
 

@@ -298,6 +298,10 @@ async fn settle(warehouse: &Warehouse, lookup: &mut Lookup, round: &mut [Waiting
         if submission.atomic && !refused.is_empty() {
             submission.rows.clear();
         }
+        debug_assert!(
+            submission.rows.iter().all(|row| claimed.get(&row.identity).is_none_or(|key| row.has_key(key))),
+            "one identity, one key: what is written has the key that was claimed first"
+        );
     }
     Ok(settled)
 }

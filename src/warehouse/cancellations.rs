@@ -111,6 +111,7 @@ impl Warehouse {
             .rows()
             .await?;
         let version = VERSION_MARK + Timestamp::now().as_microsecond().unsigned_abs();
+        debug_assert!(version > VERSION_MARK, "a cancellation takes the place of every sending, whenever that comes");
         for event_type in types {
             let landing = Landing::of(namespace, &event_type).to_string();
             self.ensure_landing(&landing).await?;

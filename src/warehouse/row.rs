@@ -20,6 +20,9 @@ pub const VERSION_MARK: u64 = 1 << 62;
 /// See [`VERSION_MARK`].
 pub const ARRIVAL_MARK: u64 = 1 << 61;
 
+// A cancellation lies above every sending, one that completes above every first one.
+const _: () = assert!(ARRIVAL_MARK < VERSION_MARK);
+
 /// Columns of a landing table in the order in which [`encode`] writes them.
 pub const COLUMNS: &str = "namespace, type, subject, time, id, source, event_id, received, data, version, cancellation";
 
@@ -50,7 +53,9 @@ pub struct Row {
 impl Row {
     /// The version of an event that arrived at a time.
     pub const fn arrival_version(received_us: i64) -> u64 {
-        ARRIVAL_MARK - received_us.unsigned_abs()
+        let version = ARRIVAL_MARK - received_us.unsigned_abs();
+        debug_assert!(version < ARRIVAL_MARK, "a first sending gives way to all others");
+        version
     }
 
     /// Gives the row the key that its identity has, so that it collapses with the rows of its other sendings.
@@ -65,6 +70,7 @@ impl Row {
     pub fn complete(&mut self, key: &StoredKey, now_us: i64) {
         self.adopt(key);
         self.version = VERSION_MARK - now_us.unsigned_abs();
+        debug_assert!((ARRIVAL_MARK..VERSION_MARK).contains(&self.version), "it lies above the first sending and below cancellations");
     }
 
     /// The key that it has.
