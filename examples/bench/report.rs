@@ -111,6 +111,7 @@ impl Report {
         let aims: Vec<&Aim> = self.aims().collect();
         if !aims.is_empty() {
             let mut table = Table::new("Against the aims", &["figure", "ours", "aim", "met"]);
+            table.note("![Each figure as a part of its aim](performance.svg)".to_owned());
             aims.iter().for_each(|aim| table.row([aim.figure.clone(), format!("**{}**", aim.ours()), aim.aim(), aim.met().to_owned()]));
             table.write(&mut out);
         }
