@@ -138,6 +138,13 @@ pub struct GatewayArgs {
     /// Where the HTTP service listens.
     #[arg(long, env = "KUBEMETER_LISTEN", default_value = "127.0.0.1:8080")]
     pub listen: SocketAddr,
+    /// File of the certificate by which the service is reached over TLS, with those between it and its CA, in PEM; without
+    /// it: plain HTTP. Read again when it changes.
+    #[arg(long, env = "KUBEMETER_TLS_CERT", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// File of the certificate's private key, in PEM.
+    #[arg(long, env = "KUBEMETER_TLS_KEY", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
     /// Namespace of callers that name none and have none.
     #[arg(long, env = "KUBEMETER_NAMESPACE", default_value = "default")]
     pub namespace: String,

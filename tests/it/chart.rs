@@ -137,6 +137,8 @@ fn wrong_values_are_refused_with_a_message() {
         ("auth.apiKeys.secret=keys", "'secret' not allowed"),
         ("auth.apiKeys.existingSecret=Keys", "/auth/apiKeys/existingSecret'"),
         ("rbac.tokenlessCallers=true", "rbac.tokenlessCallers is for auth.enabled=false"),
+        ("gateway.tls.secretName=Gateway", "/gateway/tls/secretName'"),
+        ("gateway.tls.certificate=x", "'certificate' not allowed"),
         ("log.format=xml", "/log/format': value must be one of 'text', 'json'"),
         ("service.port=70000", "/service/port': maximum"),
         ("rbac.create=perhaps", "/rbac/create': got string, want boolean"),
@@ -165,6 +167,19 @@ fn what_is_switched_on_is_there() {
     assert_eq!(of(&grown, "HorizontalPodAutoscaler")[0]["spec"]["minReplicas"], 3);
     let ingress = &of(&grown, "NetworkPolicy")[0]["spec"]["ingress"];
     assert_eq!(ingress.as_array().unwrap().iter().map(|rule| rule["from"].as_array().unwrap().len()).collect::<Vec<_>>(), [2, 1]);
+
+    // Everything that reaches the gateway follows when it speaks TLS.
+    let tls = kinds("tls");
+    let container = &of(&tls, "Deployment")[0]["spec"]["template"]["spec"]["containers"][0];
+    let probes = ["readinessProbe", "livenessProbe"].map(|probe| container[probe]["httpGet"].clone());
+    assert!(probes.iter().all(|probe| (&probe["scheme"], &probe["port"]) == (&json!("HTTPS"), &json!("https"))), "{probes:?}");
+    let port = &of(&tls, "Service")[0]["spec"]["ports"][0];
+    assert_eq!((&port["name"], &port["targetPort"], &container["ports"][0]["name"]), (&json!("https"), &json!("https"), &json!("https")));
+    assert_eq!(of(&tls, "NetworkPolicy")[0]["spec"]["ingress"][1]["ports"][0]["port"], "https");
+    let test = &of(&tls, "Pod")[0]["spec"];
+    assert_eq!(test["containers"][0]["env"][0]["value"], "https://usage-kubemeter.default.svc:8080");
+    let ca = test["volumes"].as_array().unwrap().iter().find(|volume| volume["name"] == "ca").unwrap();
+    assert_eq!((&ca["secret"]["secretName"], &ca["secret"]["items"][0]["key"]), (&json!("company-ca"), &json!("root.pem")));
 
     // Nobody but the release's gateways and operators reaches a ClickHouse without password, and it reaches nobody.
     let bundled = kinds("bundled");
