@@ -4,6 +4,7 @@ use std::error::Error as _;
 use std::time::Duration;
 
 use http::header::{AUTHORIZATION, HeaderValue};
+use http_body_util::BodyExt as _;
 use kube::client::Body;
 use kube::{Client, Config};
 use tokio_util::sync::CancellationToken;
@@ -56,6 +57,28 @@ pub fn with_token(anonymous: &Client, token: &str) -> Result<Client, http::Error
         async move { inner.send(request).await }
     });
     Ok(Client::new(service, namespace))
+}
+
+/// A client that tells whenever the API server says something: an answer's beginning, and each part of one that goes on,
+/// as that of a watch does.
+pub fn listening(client: &Client, heard: impl Fn() + Clone + Send + Sync + 'static) -> Client {
+    let (inner, namespace) = (client.clone(), client.default_namespace().to_owned());
+    let service = tower::service_fn(move |request: http::Request<Body>| {
+        let (inner, heard) = (inner.clone(), heard.clone());
+        async move {
+            let response = inner.send(request).await?;
+            let good = response.status().is_success();
+            let part = move || good.then(&heard);
+            part();
+            Ok::<_, kube::Error>(response.map(|body| {
+                body.map_frame(move |frame| {
+                    part();
+                    frame
+                })
+            }))
+        }
+    });
+    Client::new(service, namespace)
 }
 
 /// Waits until the API server serves Meters and Customers. False: `stop` came first.

@@ -53,6 +53,7 @@ pub async fn run(args: DevArgs) -> Result<(), String> {
         namespace: args.namespace,
         auth: Auth::off(),
         known_customers_only: false,
+        metrics: gateway::metrics()?,
         tls: None,
     };
     let serve = async {

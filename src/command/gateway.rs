@@ -29,6 +29,8 @@ pub struct GatewayParts<R: Registry> {
     pub auth: Auth,
     /// Refuse events whose subject no Customer has.
     pub known_customers_only: bool,
+    /// Figures.
+    pub metrics: Arc<Metrics>,
     /// The certificate; None: plain HTTP.
     pub tls: Option<Arc<Tls>>,
 }
@@ -38,7 +40,7 @@ pub struct GatewayParts<R: Registry> {
 /// # Errors
 /// One line that says what could not be done, and why.
 pub async fn serve<R: Registry>(listener: tokio::net::TcpListener, parts: GatewayParts<R>, stop: CancellationToken) -> Result<(), String> {
-    let metrics = Arc::new(Metrics::new().map_err(|why| format!("metrics can't be set up: {why}"))?);
+    let metrics = parts.metrics;
     let warehouse = parts.clickhouse.warehouse().await?;
     let service = Service::new(parts.registry, parts.catalog, warehouse, Arc::clone(&metrics), parts.namespace, parts.known_customers_only);
     let router = http::router(Arc::new(service), HttpOptions::new(metrics, parts.auth));
@@ -64,7 +66,8 @@ pub async fn run(args: GatewayArgs) -> Result<(), String> {
     let registry = KubeRegistry::new(config)?;
     // Watched until the last request is answered, and without end while the API server is away.
     let served = CancellationToken::new();
-    let watch = watch_catalog(client, args.watch_namespace, catalog.clone(), served.clone());
+    let metrics = metrics()?;
+    let watch = watch_catalog(client, args.watch_namespace, catalog.clone(), Arc::clone(&metrics), served.clone());
     let parts = GatewayParts {
         registry,
         catalog,
@@ -72,6 +75,7 @@ pub async fn run(args: GatewayArgs) -> Result<(), String> {
         namespace: args.namespace,
         auth,
         known_customers_only: args.known_customers_only,
+        metrics,
         tls: tls.clone(),
     };
     tracing::info!(listen = %args.listen, tls = tls.is_some(), "gateway starts");
@@ -91,6 +95,11 @@ pub async fn run(args: GatewayArgs) -> Result<(), String> {
         }
     };
     tokio::join!(serve, watch, read_keys, read_certificate).0
+}
+
+/// All figures, at zero.
+pub(super) fn metrics() -> Result<Arc<Metrics>, String> {
+    Metrics::new().map(Arc::new).map_err(|why| format!("metrics can't be set up: {why}"))
 }
 
 fn tls(args: &GatewayArgs) -> Result<Option<Arc<Tls>>, String> {
