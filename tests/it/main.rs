@@ -22,6 +22,7 @@ mod leader;
 mod names;
 mod nowhere;
 mod operator;
+mod outside;
 mod parity;
 mod registry;
 mod rig;

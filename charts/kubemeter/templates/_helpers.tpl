@@ -111,6 +111,12 @@ http://{{ include "kubemeter.bundledName" . }}.{{ .Release.Namespace }}:8123
 - {name: KUBEMETER_TLS_KEY, value: /etc/kubemeter/tls/tls.key}
 {{- end -}}
 
+{{- define "kubemeter.tracesEnv" -}}
+- {name: OTEL_EXPORTER_OTLP_ENDPOINT, value: {{ .Values.traces.otlpEndpoint | quote }}}
+- {name: OTEL_TRACES_SAMPLER, value: {{ .Values.traces.sampler | quote }}}
+- {name: OTEL_TRACES_SAMPLER_ARG, value: {{ .Values.traces.samplerArgument | quote }}}
+{{- end -}}
+
 {{/* What both containers have; the caller adds name, args, ports and probes. */}}
 {{- define "kubemeter.container" -}}
 image: {{ include "kubemeter.image" . | quote }}
