@@ -277,7 +277,7 @@ def main():
         examples()
         helm_test()
         load = Load()
-        scraped(2)
+        scraped()
         under_load(load, "a gateway killed", killed_gateway)
         under_load(load, "a pod deleted at once", deleted_pod)
         under_load(load, "the leading operator killed", killed_leader)
