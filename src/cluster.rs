@@ -123,3 +123,44 @@ pub fn explain(error: &kube::Error) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use http_body_util::StreamBody;
+    use hyper::body::Frame;
+
+    use super::*;
+
+    /// A watch is heard whenever a part of its answer comes, also one that says that nothing changed; an error is no word.
+    #[tokio::test]
+    async fn each_word_of_the_api_server_is_heard() {
+        let (parts, to_come) = futures::channel::mpsc::unbounded::<Result<Frame<bytes::Bytes>, Infallible>>();
+        let to_come = Arc::new(std::sync::Mutex::new(Some(to_come)));
+        let service = tower::service_fn(move |request: http::Request<Body>| {
+            let status = if request.uri().path() == "/refused" { 500 } else { 200 };
+            let (_, nothing) = futures::channel::mpsc::unbounded();
+            let body = StreamBody::new(to_come.lock().unwrap().take().unwrap_or(nothing));
+            std::future::ready(Ok::<_, Infallible>(http::Response::builder().status(status).body(body).unwrap()))
+        });
+        let words = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&words);
+        let client = listening(&Client::new(service, "default"), move || {
+            counted.fetch_add(1, Ordering::SeqCst);
+        });
+        let heard = || words.load(Ordering::SeqCst);
+        let ask = |path: &str| client.send(http::Request::get(path).body(Body::empty()).unwrap());
+        let mut body = ask("/watched").await.unwrap().into_body();
+        assert_eq!(heard(), 1);
+        for count in 2..4 {
+            parts.unbounded_send(Ok(Frame::data("{}".into()))).unwrap();
+            body.frame().await.unwrap().unwrap();
+            assert_eq!(heard(), count);
+        }
+        assert_eq!(ask("/refused").await.unwrap().status(), 500);
+        assert_eq!(heard(), 3);
+    }
+}

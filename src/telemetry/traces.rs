@@ -1,5 +1,6 @@
 //! Traces, sent to a collector by OTLP over HTTP. Without an endpoint nothing of this runs.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -44,7 +45,11 @@ impl Traces {
         let provider = rustls::crypto::ring::default_provider();
         let connector = HttpsConnectorBuilder::new().with_provider_and_webpki_roots(provider);
         let connector = connector.map_err(|why| Error::Endpoint(why.to_string()))?.https_or_http().enable_http1().build();
-        let sender = Sender { client: Client::builder(TokioExecutor::new()).build(connector), runtime: Handle::current() };
+        let sender = Sender {
+            client: Client::builder(TokioExecutor::new()).build(connector),
+            runtime: Handle::current(),
+            failing: AtomicBool::new(false),
+        };
         let exporter = SpanExporter::builder()
             .with_http()
             .with_http_client(sender)
@@ -85,6 +90,23 @@ pub fn continues(span: &tracing::Span, headers: &HeaderMap) {
 struct Sender {
     client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
     runtime: Handle,
+    failing: AtomicBool,
+}
+
+impl Sender {
+    /// Tells of the first failure after a success, and of the first success after a failure.
+    fn tell(&self, sent: &Result<Response<Bytes>, HttpError>) {
+        let why = match sent {
+            Ok(response) if response.status().is_success() => None,
+            Ok(response) => Some(format!("the collector answers {}", response.status())),
+            Err(why) => Some(why.to_string()),
+        };
+        match (self.failing.swap(why.is_some(), Ordering::Relaxed), why) {
+            (false, Some(why)) => tracing::warn!("traces can't be sent and are dropped: {why}"),
+            (true, None) => tracing::info!("traces are sent again"),
+            _ => {}
+        }
+    }
 }
 
 #[async_trait]
@@ -93,8 +115,11 @@ impl HttpClient for Sender {
         let sent = self.client.request(request.map(Full::new));
         let answered = async {
             let (parts, body) = sent.await?.into_parts();
-            Ok(Response::from_parts(parts, Limited::new(body, ANSWER_BYTES).collect().await?.to_bytes()))
+            Ok::<_, HttpError>(Response::from_parts(parts, Limited::new(body, ANSWER_BYTES).collect().await?.to_bytes()))
         };
-        self.runtime.spawn(async { tokio::time::timeout(SEND, answered).await? }).await?
+        let done = self.runtime.spawn(async { tokio::time::timeout(SEND, answered).await? }).await;
+        let done = done.map_err(HttpError::from).flatten();
+        self.tell(&done);
+        done
     }
 }

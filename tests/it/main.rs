@@ -28,5 +28,6 @@ mod registry;
 mod rig;
 mod rights;
 mod secrets;
+mod tls;
 mod whole;
 mod windows;

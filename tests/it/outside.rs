@@ -2,10 +2,12 @@
 
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use axum::Router;
 use axum::body::Bytes;
+use axum::http::StatusCode;
 use axum::routing::post;
 use kube::api::{Api, PostParams};
 use kubemeter::api::Meter;
@@ -161,25 +163,35 @@ async fn a_prometheus_scrapes_operator_and_gateway_and_takes_the_alerts() {
 
 /// A collector of OTLP over HTTP.
 #[derive(Clone, Default)]
-struct Collector(Arc<Mutex<Vec<Span>>>);
+struct Collector {
+    spans: Arc<Mutex<Vec<Span>>>,
+    /// Whether it refuses.
+    out: Arc<AtomicBool>,
+}
 
 impl Collector {
     async fn start() -> (Self, String) {
         let (collector, listener) = (Self::default(), TcpListener::bind("127.0.0.1:0").await.unwrap());
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let kept = Arc::clone(&collector.0);
+        let (kept, out) = (Arc::clone(&collector.spans), Arc::clone(&collector.out));
         let take = async move |body: Bytes| {
+            if out.load(Ordering::SeqCst) {
+                return StatusCode::SERVICE_UNAVAILABLE;
+            }
             let request = ExportTraceServiceRequest::decode(body).unwrap();
             let spans = request.resource_spans.into_iter().flat_map(|of| of.scope_spans).flat_map(|of| of.spans);
             kept.lock().unwrap().extend(spans);
+            StatusCode::OK
         };
         tokio::spawn(async move { axum::serve(listener, Router::new().route("/v1/traces", post(take))).await });
         (collector, url)
     }
 
     async fn span(&self, name: &str, of: impl Fn(&Span) -> bool) -> Span {
-        eventually(&format!("a span {name}"), async || self.0.lock().unwrap().iter().find(|span| span.name == name && of(span)).cloned())
-            .await
+        eventually(&format!("a span {name}"), async || {
+            self.spans.lock().unwrap().iter().find(|span| span.name == name && of(span)).cloned()
+        })
+        .await
     }
 }
 
@@ -229,7 +241,7 @@ async fn a_request_is_followed_to_its_insert_by_traces_and_logs_without_what_was
     collector.span("claim", below(&commit)).await;
     let insert = collector.span("INSERT", below(&commit)).await;
     assert!(insert.start_time_unix_nano >= request.start_time_unix_nano && insert.end_time_unix_nano <= request.end_time_unix_nano);
-    let spans = format!("{:?}", collector.0.lock().unwrap());
+    let spans = format!("{:?}", collector.spans.lock().unwrap());
     assert!(!spans.contains("/readyz"), "probes are no traces");
 
     let line = eventually("the refused events are logged", async || {
@@ -239,6 +251,18 @@ async fn a_request_is_followed_to_its_insert_by_traces_and_logs_without_what_was
     assert_eq!((&line["span"]["id"], &line["fields"]["of"]), (&json!("order-42"), &json!(2)), "{line}");
     let named = line["fields"]["events"].as_str().unwrap();
     assert!(named.contains("shop bad-one") && named.contains(&"l".repeat(128)) && !named.contains(&"l".repeat(129)), "{named}");
+    // A collector that is away is told of once, and holds nothing up.
+    collector.out.store(true, Ordering::SeqCst);
+    let (status, ..) = gateway.call(Method::POST, "/events", Default::default(), &usage_event("another", &json!({}))).await;
+    assert_eq!(status.as_u16(), 202);
+    let told = |what: &str| logged(&log).iter().filter(|line| line["fields"]["message"].as_str().is_some_and(|m| m.contains(what))).count();
+    eventually("it is told", async || (told("traces can't be sent") == 1).then_some(())).await;
+    collector.out.store(false, Ordering::SeqCst);
+    eventually("traces come again", async || {
+        gateway.call(Method::GET, "/meters", Default::default(), &Value::Null).await;
+        (told("traces are sent again") == 1).then_some(())
+    })
+    .await;
     let text = std::fs::read_to_string(&log).unwrap();
     for secret in [CARD, "token-that-nobody-may-see"] {
         assert!(!text.contains(secret) && !spans.contains(secret), "{secret} was told");
