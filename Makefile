@@ -41,8 +41,8 @@ setup: ## Check the machine; fetch the ClickHouse engine, helm and kubectl
 	$(SETUP) check engine tools
 
 .PHONY: setup-kubernetes
-setup-kubernetes: ## Build etcd, kube-apiserver and kube-controller-manager, once (5 to 10 minutes on 2 cores)
-	$(SETUP) kubernetes
+setup-kubernetes: ## Build etcd, kube-apiserver and kube-controller-manager, once (5 to 10 minutes on 2 cores); fetch Prometheus
+	$(SETUP) kubernetes prometheus
 
 .PHONY: crds
 crds: ## Write crds/ and the chart's copy anew from the Rust types

@@ -30,6 +30,11 @@ HELM_VERSION = "v4.3.1"
 KUBECTL_VERSION = "v1.37.1"
 TOOLS = CACHE / "bin" / f"helm-{HELM_VERSION}-kubectl-{KUBECTL_VERSION}"
 
+# Debian's package, which is built from source there.
+PROMETHEUS_VERSION = "2.42.0+ds-5+deb12u1"
+PROMETHEUS = CACHE / "prometheus" / PROMETHEUS_VERSION
+PROMETHEUS_BINARIES = ("prometheus", "promtool")
+
 KUBERNETES_MODULE = ROOT / "tests" / "kubernetes"
 KUBERNETES_BINARIES = ("etcd", "kube-apiserver", "kube-controller-manager")
 
@@ -66,6 +71,6 @@ def node():
 
 
 def tool(name):
-    """The path of `helm` or `kubectl`: the pinned one, else the one on PATH, else None."""
-    pinned = TOOLS / name
+    """The path of `helm`, `kubectl`, `prometheus` or `promtool`: the pinned one, else the one on PATH, else None."""
+    pinned = (PROMETHEUS if name in PROMETHEUS_BINARIES else TOOLS) / name
     return str(pinned) if pinned.exists() else shutil.which(name)

@@ -38,6 +38,7 @@ TOOLS_SHA256 = {
     "helm": "b66cb19f2b31f9d427632ea6c4b4a1ff89b74ecaeaee323cd166da41a7af53bd",
     "kubectl": "65691ff77eb6fa44c908b77a1082c9f092c3b9733b5cefabec0d1104890e21a8",
 }
+PROMETHEUS_SHA256 = "81d59a24fce84f7fbe97a45a4f2914b6a5881b5cd1db2a6a0e129e515e1a5f55"
 NEEDED = {
     "cargo": "Rust 1.95 or later (rustup)",
     "cc": "a C compiler (gcc or clang), Rust's linker",
@@ -301,6 +302,32 @@ def kubernetes():
     install("kubernetes", parts.kubernetes(), parts.KUBERNETES_BINARIES, make)
 
 
+def prometheus():
+    """Prometheus and its promtool, which check what is seen from outside: from Debian's archive (20 MB), else those of PATH."""
+    names = list(parts.PROMETHEUS_BINARIES)
+    on_path = all(map(shutil.which, names))
+    if on_path or not all(map(shutil.which, ["apt-get", "dpkg-deb"])) or parts.PLATFORM != "linux-x64":
+        if not on_path:
+            raise SetupError("`prometheus` and `promtool` are missing: install Prometheus 2.42 or later on PATH")
+        Progress("prometheus").say("prometheus and promtool of PATH are used")
+        return
+
+    def make(out, scratch, progress):
+        package = f"prometheus={parts.PROMETHEUS_VERSION}"
+        try:
+            run(progress, "downloading Prometheus (20 MB)", ["apt-get", "download", package], cwd=scratch)
+        except SetupError as error:
+            raise SetupError(f"{error}\nrun `apt-get update` first, or install Prometheus 2.42 or later on PATH") from error
+        (deb,) = scratch.glob("*.deb")
+        check_hash(deb, "sha256", PROMETHEUS_SHA256)
+        run(progress, "unpacking", ["dpkg-deb", "--extract", deb, scratch / "root"])
+        for name in names:
+            with (scratch / "root" / "usr" / "bin" / name).open("rb") as source:
+                write(out / name, source, os.fstat(source.fileno()).st_size, progress)
+
+    install("prometheus", parts.PROMETHEUS, names, make)
+
+
 def node():
     """What a node runs, for the end-to-end test: kubelet, containerd and CoreDNS, built from tests/ (5 minutes on 2 cores)."""
     for name, package in NODE_NEEDED.items():
@@ -317,7 +344,7 @@ def node():
     install("node", parts.node(), parts.NODE_BINARIES, make)
 
 
-STEPS = {"check": check, "rust": rust, "static": static, "engine": engine, "tools": tools, "kubernetes": kubernetes, "node": node}
+STEPS = {"check": check, "rust": rust, "static": static, "engine": engine, "tools": tools, "kubernetes": kubernetes, "prometheus": prometheus, "node": node}
 
 
 def main():

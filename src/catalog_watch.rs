@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::mem;
+use std::sync::Arc;
 
 use futures::{Stream, StreamExt};
 use kube::api::Api;
@@ -14,11 +15,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::{Customer, Meter};
 use crate::catalog::Catalog;
+use crate::cluster;
 use crate::registry::Kind;
+use crate::telemetry::Metrics;
 
 /// Follows Meters and Customers, of one namespace or of all, until `stop`. Reconnects for ever; sets the catalog synced
 /// after both kinds were listed once.
-pub async fn watch_catalog(client: Client, namespace: Option<String>, catalog: Catalog, stop: CancellationToken) {
+pub async fn watch_catalog(client: Client, namespace: Option<String>, catalog: Catalog, metrics: Arc<Metrics>, stop: CancellationToken) {
     let (meters_listed, meters) = oneshot::channel();
     let (customers_listed, customers) = oneshot::channel();
     let listed = async {
@@ -28,8 +31,8 @@ pub async fn watch_catalog(client: Client, namespace: Option<String>, catalog: C
     };
     let follow_all = async {
         tokio::join!(
-            follow(events::<Meter>(&client, namespace.as_deref()), &catalog, meters_listed),
-            follow(events::<Customer>(&client, namespace.as_deref()), &catalog, customers_listed),
+            follow(events::<Meter>(&client, namespace.as_deref(), &metrics), &catalog, meters_listed),
+            follow(events::<Customer>(&client, namespace.as_deref(), &metrics), &catalog, customers_listed),
             listed,
         )
     };
@@ -65,12 +68,20 @@ impl Catalogued for Customer {
 
 type Watched<K> = Result<watcher::Event<DeserializeGuard<K>>, watcher::Error>;
 
-fn events<K: Catalogued>(client: &Client, namespace: Option<&str>) -> impl Stream<Item = Watched<K>> {
+fn events<K: Catalogued>(client: &Client, namespace: Option<&str>, metrics: &Arc<Metrics>) -> impl Stream<Item = Watched<K>> + use<K> {
+    let client = heard::<K>(client, metrics);
     let api: Api<DeserializeGuard<K>> = match namespace {
-        Some(namespace) => Api::namespaced(client.clone(), namespace),
-        None => Api::all(client.clone()),
+        Some(namespace) => Api::namespaced(client, namespace),
+        None => Api::all(client),
     };
     watcher(api, watcher::Config::default()).default_backoff()
+}
+
+/// A client whose answers are noted as news of a kind.
+pub(crate) fn heard<K: Kind>(client: &Client, metrics: &Arc<Metrics>) -> Client {
+    let metrics = Arc::clone(metrics);
+    metrics.heard(&K::kind(&()));
+    cluster::listening(client, move || metrics.heard(&K::kind(&())))
 }
 
 async fn follow<K: Catalogued>(events: impl Stream<Item = Watched<K>>, catalog: &Catalog, listed: oneshot::Sender<()>) {

@@ -4,6 +4,7 @@ use std::error::Error as _;
 use std::time::Duration;
 
 use http::header::{AUTHORIZATION, HeaderValue};
+use http_body_util::BodyExt as _;
 use kube::client::Body;
 use kube::{Client, Config};
 use tokio_util::sync::CancellationToken;
@@ -58,6 +59,28 @@ pub fn with_token(anonymous: &Client, token: &str) -> Result<Client, http::Error
     Ok(Client::new(service, namespace))
 }
 
+/// A client that tells whenever the API server says something: an answer's beginning, and each part of one that goes on,
+/// as that of a watch does.
+pub fn listening(client: &Client, heard: impl Fn() + Clone + Send + Sync + 'static) -> Client {
+    let (inner, namespace) = (client.clone(), client.default_namespace().to_owned());
+    let service = tower::service_fn(move |request: http::Request<Body>| {
+        let (inner, heard) = (inner.clone(), heard.clone());
+        async move {
+            let response = inner.send(request).await?;
+            let good = response.status().is_success();
+            let part = move || good.then(&heard);
+            part();
+            Ok::<_, kube::Error>(response.map(|body| {
+                body.map_frame(move |frame| {
+                    part();
+                    frame
+                })
+            }))
+        }
+    });
+    Client::new(service, namespace)
+}
+
 /// Waits until the API server serves Meters and Customers. False: `stop` came first.
 pub async fn wait_for_crds(client: &Client, stop: &CancellationToken) -> bool {
     let mut said = String::new();
@@ -99,4 +122,45 @@ pub fn explain(error: &kube::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use http_body_util::StreamBody;
+    use hyper::body::Frame;
+
+    use super::*;
+
+    /// A watch is heard whenever a part of its answer comes, also one that says that nothing changed; an error is no word.
+    #[tokio::test]
+    async fn each_word_of_the_api_server_is_heard() {
+        let (parts, to_come) = futures::channel::mpsc::unbounded::<Result<Frame<bytes::Bytes>, Infallible>>();
+        let to_come = Arc::new(std::sync::Mutex::new(Some(to_come)));
+        let service = tower::service_fn(move |request: http::Request<Body>| {
+            let status = if request.uri().path() == "/refused" { 500 } else { 200 };
+            let (_, nothing) = futures::channel::mpsc::unbounded();
+            let body = StreamBody::new(to_come.lock().unwrap().take().unwrap_or(nothing));
+            std::future::ready(Ok::<_, Infallible>(http::Response::builder().status(status).body(body).unwrap()))
+        });
+        let words = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&words);
+        let client = listening(&Client::new(service, "default"), move || {
+            counted.fetch_add(1, Ordering::SeqCst);
+        });
+        let heard = || words.load(Ordering::SeqCst);
+        let ask = |path: &str| client.send(http::Request::get(path).body(Body::empty()).unwrap());
+        let mut body = ask("/watched").await.unwrap().into_body();
+        assert_eq!(heard(), 1);
+        for count in 2..4 {
+            parts.unbounded_send(Ok(Frame::data("{}".into()))).unwrap();
+            body.frame().await.unwrap().unwrap();
+            assert_eq!(heard(), count);
+        }
+        assert_eq!(ask("/refused").await.unwrap().status(), 500);
+        assert_eq!(heard(), 3);
+    }
 }

@@ -57,6 +57,8 @@ pub const TOKEN_BYTES: usize = 16 * 1_024;
 pub const REQUEST_ID_BYTES: usize = 128;
 /// Most connections that are served at a time; more wait to be accepted.
 pub const CONNECTIONS: usize = 4_096;
+/// Largest file of certificates or of a key, in bytes: what a Secret holds at most.
+pub const TLS_FILE_BYTES: u64 = 1_024 * 1_024;
 /// Most bytes of a request's line and headers; two tokens at their longest fit.
 pub const HEAD_BYTES: usize = 64 * 1_024;
 /// How long the API server's yes about a caller is believed: a right that was taken away ends within this.

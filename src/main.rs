@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use kubemeter::command::{self, Cli, Command, LogFormat};
-use kubemeter::telemetry;
+use kubemeter::telemetry::{self, LogOptions};
 
 /// The image's libc has an allocator that is slow under threads, and ingest allocates for every event.
 #[global_allocator]
@@ -22,9 +22,11 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<(), String> {
-    telemetry::init(&cli.log, cli.log_format == LogFormat::Json).map_err(|why| why.to_string())?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|why| format!("can't start threads: {why}"))?;
-    match cli.command {
+    let _inside = runtime.enter();
+    let logs = LogOptions { filter: &cli.log, json: cli.log_format == LogFormat::Json };
+    let traces = telemetry::init(logs, cli.command.otlp_endpoint()).map_err(|why| why.to_string())?;
+    let result = match cli.command {
         Command::Crds => {
             let crds = kubemeter::api::crds().map_err(|why| why.to_string())?;
             crds.iter().for_each(|(_, text)| print!("---\n{text}"));
@@ -35,5 +37,7 @@ fn run(cli: Cli) -> Result<(), String> {
         Command::Dev(args) => runtime.block_on(command::dev::run(args)),
         Command::Check(args) => runtime.block_on(command::check::run(args)),
         Command::Clickhouse(args) => runtime.block_on(command::clickhouse::run(args)),
-    }
+    };
+    traces.finish();
+    result
 }

@@ -1,14 +1,19 @@
 //! `kubemeter check`: sends an event through an installation and sees that it counts, once.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::body::{Body, to_bytes};
 use clap::Args;
 use http::{Method, Request, StatusCode, Uri, header};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::{ClientConfig, RootCertStore};
 use serde_json::{Value, json};
 
 /// Pause before something is asked again that was not as it will be.
@@ -23,9 +28,12 @@ const SOURCE: &str = "kubemeter-check";
 /// Options of `check`.
 #[derive(Args, Clone, Debug)]
 pub struct CheckArgs {
-    /// The gateway: `http://HOST:PORT`.
+    /// The gateway: `http://HOST:PORT` or `https://HOST:PORT`.
     #[arg(long, env = "KUBEMETER_URL", default_value = "http://127.0.0.1:8080")]
     pub url: String,
+    /// File of the CA certificates, in PEM, by one of which the gateway's is signed; default: those that browsers know.
+    #[arg(long, env = "KUBEMETER_CA_FILE")]
+    pub ca_file: Option<PathBuf>,
     /// A Meter that counts the events that are sent; its aggregation is Count.
     #[arg(long, env = "KUBEMETER_METER")]
     pub meter: String,
@@ -76,7 +84,7 @@ pub async fn run(args: CheckArgs) -> Result<(), String> {
 
 /// How the gateway is called.
 struct Call {
-    client: Client<HttpConnector, Body>,
+    client: Client<HttpsConnector<HttpConnector>, Body>,
     url: String,
     namespace: String,
     token: Option<String>,
@@ -92,11 +100,11 @@ impl Call {
             }
         };
         let uri: Uri = args.url.parse().map_err(|why| format!("{:?} is no URL: {why}", args.url))?;
-        if uri.scheme_str() != Some("http") || uri.host().is_none() {
-            return Err(format!("{:?} is not of the form http://HOST:PORT, which is all that is spoken here", args.url));
+        if !matches!(uri.scheme_str(), Some("http" | "https")) || uri.host().is_none() {
+            return Err(format!("{:?} is not of the form http://HOST:PORT or https://HOST:PORT", args.url));
         }
         Ok(Self {
-            client: Client::builder(TokioExecutor::new()).build_http(),
+            client: Client::builder(TokioExecutor::new()).build(connector(args.ca_file.as_deref()).await?),
             url: args.url.trim_end_matches('/').to_owned(),
             namespace: args.namespace.clone(),
             token,
@@ -156,6 +164,26 @@ impl Call {
         let bytes = to_bytes(Body::new(answer.into_body()), ANSWER_BYTES).await.map_err(|why| chain(&why))?;
         Ok((status, serde_json::from_slice(&bytes).unwrap_or_else(|_| Value::String(String::from_utf8_lossy(&bytes).into_owned()))))
     }
+}
+
+/// Connections that are plain or TLS, as the URL says.
+async fn connector(ca_file: Option<&Path>) -> Result<HttpsConnector<HttpConnector>, String> {
+    let builder = HttpsConnectorBuilder::new();
+    let provider = rustls::crypto::ring::default_provider();
+    let builder = match ca_file {
+        None => builder.with_provider_and_webpki_roots(provider).map_err(|why| why.to_string())?,
+        Some(file) => {
+            let text = tokio::fs::read(file).await.map_err(|why| format!("can't read the CA file {}: {why}", file.display()))?;
+            let mut roots = RootCertStore::empty();
+            let (added, _) = roots.add_parsable_certificates(CertificateDer::pem_slice_iter(&text).filter_map(Result::ok));
+            if added == 0 {
+                return Err(format!("the CA file {} holds no certificate in PEM", file.display()));
+            }
+            let config = ClientConfig::builder_with_provider(Arc::new(provider)).with_safe_default_protocol_versions();
+            builder.with_tls_config(config.map_err(|why| why.to_string())?.with_root_certificates(roots).with_no_client_auth())
+        }
+    };
+    Ok(builder.https_or_http().enable_http1().build())
 }
 
 /// An error and what it came of.

@@ -46,7 +46,16 @@ pub async fn run(args: DevArgs) -> Result<(), String> {
     let served = CancellationToken::new();
     let work = folder::run(folder.clone(), reconciler, catalog.clone(), served.clone());
     let registry = FolderRegistry::new(folder);
-    let parts = GatewayParts { registry, catalog, clickhouse, namespace: args.namespace, auth: Auth::off(), known_customers_only: false };
+    let parts = GatewayParts {
+        registry,
+        catalog,
+        clickhouse,
+        namespace: args.namespace,
+        auth: Auth::off(),
+        known_customers_only: false,
+        metrics: gateway::metrics()?,
+        tls: None,
+    };
     let serve = async {
         let result = gateway::serve(listener, parts, stop.clone()).await;
         served.cancel();

@@ -10,9 +10,8 @@ use crate::auth::{Auth, Cached, Keys, KubeReviewer, Times};
 use crate::catalog::Catalog;
 use crate::catalog_watch::watch_catalog;
 use crate::cluster;
-use crate::http::{self, HttpOptions};
+use crate::http::{self, HttpOptions, Tls};
 use crate::registry::{KubeRegistry, Registry};
-
 use crate::service::Service;
 use crate::telemetry::Metrics;
 
@@ -30,6 +29,10 @@ pub struct GatewayParts<R: Registry> {
     pub auth: Auth,
     /// Refuse events whose subject no Customer has.
     pub known_customers_only: bool,
+    /// Figures.
+    pub metrics: Arc<Metrics>,
+    /// The certificate; None: plain HTTP.
+    pub tls: Option<Arc<Tls>>,
 }
 
 /// Serves until `stop`.
@@ -37,10 +40,11 @@ pub struct GatewayParts<R: Registry> {
 /// # Errors
 /// One line that says what could not be done, and why.
 pub async fn serve<R: Registry>(listener: tokio::net::TcpListener, parts: GatewayParts<R>, stop: CancellationToken) -> Result<(), String> {
-    let metrics = Arc::new(Metrics::new().map_err(|why| format!("metrics can't be set up: {why}"))?);
+    let metrics = parts.metrics;
     let warehouse = parts.clickhouse.warehouse().await?;
     let service = Service::new(parts.registry, parts.catalog, warehouse, Arc::clone(&metrics), parts.namespace, parts.known_customers_only);
-    http::serve(listener, http::router(Arc::new(service), HttpOptions::new(metrics, parts.auth)), stop.cancelled_owned()).await;
+    let router = http::router(Arc::new(service), HttpOptions::new(metrics, parts.auth));
+    http::serve(listener, router, parts.tls, stop.cancelled_owned()).await;
     Ok(())
 }
 
@@ -55,13 +59,15 @@ pub async fn run(args: GatewayArgs) -> Result<(), String> {
         .await
         .map_err(|why| format!("can't listen on {}: {why}; choose another address with --listen or KUBEMETER_LISTEN", args.listen))?;
     let keys = keys(&args)?;
+    let tls = tls(&args)?;
     let client = cluster::client(config.clone())?;
     let auth = auth(&args, client.clone(), keys.clone())?;
     let catalog = Catalog::default();
     let registry = KubeRegistry::new(config)?;
     // Watched until the last request is answered, and without end while the API server is away.
     let served = CancellationToken::new();
-    let watch = watch_catalog(client, args.watch_namespace, catalog.clone(), served.clone());
+    let metrics = metrics()?;
+    let watch = watch_catalog(client, args.watch_namespace, catalog.clone(), Arc::clone(&metrics), served.clone());
     let parts = GatewayParts {
         registry,
         catalog,
@@ -69,8 +75,10 @@ pub async fn run(args: GatewayArgs) -> Result<(), String> {
         namespace: args.namespace,
         auth,
         known_customers_only: args.known_customers_only,
+        metrics,
+        tls: tls.clone(),
     };
-    tracing::info!(listen = %args.listen, "gateway starts");
+    tracing::info!(listen = %args.listen, tls = tls.is_some(), "gateway starts");
     let serve = async {
         let result = serve(listener, parts, stop).await;
         served.cancel();
@@ -81,7 +89,22 @@ pub async fn run(args: GatewayArgs) -> Result<(), String> {
             keys.watch(served.clone()).await;
         }
     };
-    tokio::join!(serve, watch, read_keys).0
+    let read_certificate = async {
+        if let Some(tls) = tls {
+            tls.watch(served.clone()).await;
+        }
+    };
+    tokio::join!(serve, watch, read_keys, read_certificate).0
+}
+
+/// All figures, at zero.
+pub(super) fn metrics() -> Result<Arc<Metrics>, String> {
+    Metrics::new().map(Arc::new).map_err(|why| format!("metrics can't be set up: {why}"))
+}
+
+fn tls(args: &GatewayArgs) -> Result<Option<Arc<Tls>>, String> {
+    let (Some(cert), Some(key)) = (&args.tls_cert, &args.tls_key) else { return Ok(None) };
+    Tls::open(cert, key).map(|tls| Some(Arc::new(tls))).map_err(|why| why.to_string())
 }
 
 fn keys(args: &GatewayArgs) -> Result<Option<Arc<Keys>>, String> {

@@ -1,4 +1,4 @@
-//! The commands and their options. Every option has an environment variable `KUBEMETER_…`.
+//! The commands and their options. Every option has an environment variable: `KUBEMETER_…`, or what OpenTelemetry calls it.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -55,6 +55,17 @@ pub enum Command {
     Check(check::CheckArgs),
     /// Print the custom resource definitions.
     Crds,
+}
+
+impl Command {
+    /// Where traces go, if anywhere.
+    pub fn otlp_endpoint(&self) -> Option<&str> {
+        match self {
+            Self::Gateway(args) => args.otlp_endpoint.as_deref(),
+            Self::Dev(args) => args.otlp_endpoint.as_deref(),
+            _ => None,
+        }
+    }
 }
 
 /// Which ClickHouse.
@@ -138,6 +149,13 @@ pub struct GatewayArgs {
     /// Where the HTTP service listens.
     #[arg(long, env = "KUBEMETER_LISTEN", default_value = "127.0.0.1:8080")]
     pub listen: SocketAddr,
+    /// File of the certificate by which the service is reached over TLS, with those between it and its CA, in PEM; without
+    /// it: plain HTTP. Read again when it changes.
+    #[arg(long, env = "KUBEMETER_TLS_CERT", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// File of the certificate's private key, in PEM.
+    #[arg(long, env = "KUBEMETER_TLS_KEY", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
     /// Namespace of callers that name none and have none.
     #[arg(long, env = "KUBEMETER_NAMESPACE", default_value = "default")]
     pub namespace: String,
@@ -157,6 +175,9 @@ pub struct GatewayArgs {
     /// How the names begin of the ClusterRoles that a refused caller is told of, as `kubemeter` in `kubemeter:ingester`.
     #[arg(long, env = "KUBEMETER_ROLE_PREFIX", default_value = "kubemeter")]
     pub role_prefix: String,
+    /// Collector that traces are sent to, by OTLP over HTTP, as `http://collector:4318`; default: none are made.
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
+    pub otlp_endpoint: Option<String>,
     /// Ask nobody for a token: whoever reaches the gateway may do everything.
     #[arg(long, env = "KUBEMETER_INSECURE_NO_AUTH", default_value_t = false)]
     pub insecure_no_auth: bool,
@@ -186,6 +207,9 @@ pub struct DevArgs {
     /// Namespace of manifests and callers that name none.
     #[arg(long, env = "KUBEMETER_NAMESPACE", default_value = "default")]
     pub namespace: String,
+    /// Collector that traces are sent to, by OTLP over HTTP, as `http://collector:4318`; default: none are made.
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
+    pub otlp_endpoint: Option<String>,
     /// End when standard input ends: a parent that was killed leaves nothing behind.
     #[arg(long, hide = true)]
     pub stop_with_stdin: bool,

@@ -15,6 +15,10 @@ impl Managed for Meter {
     fn conditions(status: &mut MeterStatus) -> &mut Vec<Condition> {
         &mut status.conditions
     }
+
+    fn uncounted(&self) -> i64 {
+        self.status.as_ref().and_then(|status| status.uncounted_events).unwrap_or_default()
+    }
 }
 
 impl Work<Meter> for Reconciler {

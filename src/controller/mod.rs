@@ -26,6 +26,7 @@ use kube::{Client, Resource, ResourceExt};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
+use crate::catalog_watch::heard;
 use crate::reconcile::{self, Outcome};
 use crate::registry::Kind;
 use crate::telemetry::Metrics;
@@ -52,6 +53,10 @@ pub trait Managed: Kind + HasStatus<Status: Serialize + Clone + Default + Partia
     fn claims(&self) -> Vec<&str>;
     /// The conditions in a status.
     fn conditions(status: &mut Self::Status) -> &mut Vec<Condition>;
+    /// How many stored events it finds nothing to count in.
+    fn uncounted(&self) -> i64 {
+        0
+    }
 }
 
 /// What is done for an object: all of ClickHouse, nothing of Kubernetes.
@@ -132,11 +137,14 @@ pub struct Setup {
 /// Runs a controller until `stop`, then ends when the reconciles under way have. `listed` is cancelled when all objects
 /// have been read once.
 pub async fn run<K: Managed, W: Work<K>>(setup: Setup, work: W, listed: CancellationToken, stop: CancellationToken) {
+    let client = heard::<K>(&setup.client, &setup.metrics);
     let api: Api<Guard<K>> = match &setup.namespace {
-        Some(namespace) => Api::namespaced(setup.client.clone(), namespace),
-        None => Api::all(setup.client.clone()),
+        Some(namespace) => Api::namespaced(client, namespace),
+        None => Api::all(client),
     };
     let (store, writer) = reflector::store::<Guard<K>>();
+    let counted = store.clone();
+    setup.metrics.count_objects(&K::kind(&()), move || status::count(&counted.state()));
     let reporter = Reporter { controller: FIELD_MANAGER.to_owned(), instance: Some(setup.instance) };
     let context = Arc::new(Context {
         recorder: Recorder::new(setup.client.clone(), reporter),

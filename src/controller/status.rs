@@ -1,11 +1,14 @@
 //! Whether a status is worth writing, and what of it is worth telling. Pure.
 
+use std::sync::Arc;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
 use serde_json::json;
 
-use super::Managed;
+use super::{Guard, Managed};
 use crate::api::{ConditionType, Conditions, Reason};
+use crate::telemetry::Objects;
 
 /// Whether anything but times differs.
 pub(super) fn changed<K: Managed>(before: Option<&K::Status>, after: &K::Status) -> bool {
@@ -21,13 +24,28 @@ pub(super) fn changed<K: Managed>(before: Option<&K::Status>, after: &K::Status)
 
 /// The `Ready` condition after, when it says something else than before, by status or reason: what people hear of.
 pub(super) fn transition<K: Managed>(before: Option<&K::Status>, after: &K::Status) -> Option<Condition> {
-    let ready = |status: &K::Status| {
-        let mut status = status.clone();
-        K::conditions(&mut status).iter().find(|c| c.type_ == ConditionType::Ready.as_str()).cloned()
-    };
-    let after = ready(after)?;
-    let before = before.and_then(ready);
+    let after = ready::<K>(after)?;
+    let before = before.and_then(ready::<K>);
     before.is_none_or(|before| (&before.status, &before.reason) != (&after.status, &after.reason)).then_some(after)
+}
+
+/// How many objects are how ready.
+pub(super) fn count<K: Managed>(objects: &[Arc<Guard<K>>]) -> Objects {
+    objects.iter().fold(Objects::default(), |mut count, object| {
+        let ready = object.0.as_ref().ok().and_then(|object| ready::<K>(object.status()?));
+        match ready.as_ref().map(|condition| condition.status.as_str()) {
+            Some("True") => count.ready += 1,
+            Some("False") => count.not_ready += 1,
+            _ => count.unknown += 1,
+        }
+        count.uncounted += object.0.as_ref().map_or(0, Managed::uncounted);
+        count
+    })
+}
+
+fn ready<K: Managed>(status: &K::Status) -> Option<Condition> {
+    let mut status = status.clone();
+    K::conditions(&mut status).iter().find(|c| c.type_ == ConditionType::Ready.as_str()).cloned()
 }
 
 /// The object's status with `Ready` false and nothing else under way.

@@ -19,6 +19,7 @@ mod problem;
 mod serve;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod usage;
 
 use std::any::Any;
@@ -37,6 +38,7 @@ use tower_http::timeout::TimeoutLayer;
 pub use openapi::openapi;
 pub use probes::probes;
 pub use serve::serve;
+pub use tls::{Tls, TlsError};
 
 use crate::auth::Auth;
 use crate::limits;

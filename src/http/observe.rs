@@ -7,15 +7,15 @@ use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method};
 use axum::middleware::Next;
 use axum::response::Response;
-use tracing::Instrument as _;
+use tracing::{Instrument as _, field};
 
 use crate::limits;
-use crate::telemetry::Metrics;
+use crate::telemetry::{self, Metrics};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// What these say is for whoever asks; asked every few seconds, it would fill the log.
-const PROBES: [&str; 2] = ["/healthz", "/readyz"];
+const PROBES: [&str; 3] = ["/healthz", "/readyz", "/metrics"];
 
 /// The outermost layer.
 pub async fn observe(State(metrics): State<Arc<Metrics>>, request: Request, next: Next) -> Response {
@@ -24,10 +24,16 @@ pub async fn observe(State(metrics): State<Arc<Metrics>>, request: Request, next
     let method = method(request.method());
     let matched = request.extensions().get::<MatchedPath>().cloned();
     let route = matched.as_ref().map_or("unmatched", MatchedPath::as_str);
-    let span = tracing::info_span!("request", id = id.to_str().unwrap_or_default(), method, route);
+    let span = if PROBES.contains(&route) {
+        tracing::debug_span!("request", id = id.to_str().unwrap_or_default(), method, route)
+    } else {
+        tracing::info_span!("request", id = id.to_str().unwrap_or_default(), method, route, otel.kind = "server", status = field::Empty)
+    };
+    telemetry::continues(&span, request.headers());
     let mut response = next.run(request).instrument(span.clone()).await;
 
     let status = response.status();
+    span.record("status", status.as_u16());
     let elapsed = started.elapsed();
     metrics.http_request(method, route, status.as_u16(), elapsed);
     let milliseconds = elapsed.as_millis();

@@ -1,4 +1,4 @@
-//! Serves a router on a listener: bounded connections, no patience for slow clients, a graceful stop.
+//! Serves a router on a listener, with TLS or without: bounded connections, no patience for slow clients, a graceful stop.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -13,17 +13,21 @@ use axum::response::Response;
 use http::{HeaderValue, header};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, Sleep};
+use tokio_rustls::TlsAcceptor;
 
+use super::tls::Tls;
 use crate::limits;
 
 /// How long a client may take for its headers, and how long an idle connection stays.
 const HEADERS_WITHIN: Duration = Duration::from_secs(30);
+/// How long a client may take for its TLS handshake.
+pub(super) const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
 /// How long a client may take nothing of its answer.
 pub(super) const WRITE_WITHIN: Duration = Duration::from_secs(30);
 /// How long connections stay open when the service stops, each answer asking its client to close: one that was closed
@@ -37,7 +41,7 @@ const LEFT: Duration = Duration::from_millis(20);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves until `shutdown` is done, then lets clients leave and finishes the requests in flight, within 25 s.
-pub async fn serve(listener: TcpListener, router: Router, shutdown: impl Future<Output = ()>) {
+pub async fn serve(listener: TcpListener, router: Router, tls: Option<Arc<Tls>>, shutdown: impl Future<Output = ()>) {
     let leaving = Arc::new(AtomicBool::new(false));
     let router = router.layer(middleware::map_response_with_state(Arc::clone(&leaving), ask_to_close));
     let mut http = http1::Builder::new();
@@ -75,10 +79,11 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: impl Future<
         };
         // Answers are small and whole: waiting to fill a packet only delays them.
         let _ = stream.set_nodelay(true);
-        let service = TowerToHyperService::new(router.clone());
-        let connection = graceful.watch(http.serve_connection(TokioIo::new(Impatient::new(stream)), service));
+        let connection = Connection { http: http.clone(), router: router.clone(), watcher: graceful.watcher() };
+        // What is shown is what is known at the connection's beginning.
+        let acceptor = tls.as_ref().map(|tls| TlsAcceptor::from(tls.now()));
         tokio::spawn(async move {
-            if let Err(why) = connection.await {
+            if let Err(why) = connection.accept(stream, acceptor).await {
                 tracing::debug!(error = %why, "a connection broke off");
             }
             drop(permit);
@@ -87,6 +92,28 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: impl Future<
     drop(listener);
     if tokio::time::timeout(FINISH_WITHIN, graceful.shutdown()).await.is_err() {
         tracing::warn!(seconds = FINISH_WITHIN.as_secs(), "requests in flight did not finish in time and are cut off");
+    }
+}
+
+/// What a new connection is served by.
+struct Connection {
+    http: http1::Builder,
+    router: Router,
+    watcher: Watcher,
+}
+
+impl Connection {
+    async fn accept(self, stream: TcpStream, acceptor: Option<TlsAcceptor>) -> Result<(), axum::BoxError> {
+        let stream = Impatient::new(stream);
+        let Some(acceptor) = acceptor else { return self.serve(stream).await };
+        let shaken = tokio::time::timeout(HANDSHAKE_WITHIN, acceptor.accept(stream)).await;
+        let late = |_| format!("no TLS handshake within {} s", HANDSHAKE_WITHIN.as_secs());
+        self.serve(shaken.map_err(late)??).await
+    }
+
+    async fn serve(self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Result<(), axum::BoxError> {
+        let connection = self.http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(self.router));
+        Ok(self.watcher.watch(connection).await?)
     }
 }
 

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use foldhash::fast::RandomState;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
+use tracing::{Instrument as _, Span};
 use uuid::Uuid;
 
 use super::claim::claim;
@@ -103,6 +104,8 @@ struct Waiting {
     /// Whether it has events that are stored already.
     repeats: bool,
     bytes: usize,
+    /// The request, in traces.
+    span: Span,
     answer: oneshot::Sender<Result<Vec<usize>, CommitError>>,
     _room: OwnedSemaphorePermit,
 }
@@ -133,6 +136,7 @@ impl Committer {
     /// Starts the one task that commits.
     pub fn start(warehouse: Warehouse, metrics: Arc<Metrics>) -> Self {
         let (queue, waiting) = mpsc::channel(QUEUE_REQUESTS);
+        metrics.queue_limit_bytes.set(i64::try_from(QUEUE_BYTES).unwrap_or(i64::MAX));
         tokio::spawn(rounds(warehouse, Arc::clone(&metrics), waiting));
         Self { queue, metrics, room: Arc::new(Semaphore::new(QUEUE_BYTES)) }
     }
@@ -143,6 +147,14 @@ impl Committer {
     /// # Errors
     /// See [`CommitError`].
     pub async fn commit(&self, submission: Submission) -> Result<Vec<usize>, CommitError> {
+        let result = self.queue(submission).await;
+        if result.is_err() {
+            self.metrics.unconfirmed_requests.inc();
+        }
+        result
+    }
+
+    async fn queue(&self, submission: Submission) -> Result<Vec<usize>, CommitError> {
         let bytes = submission.rows.iter().map(Row::encoded_len).sum::<usize>()
             + submission.rejects.iter().map(|r| r.event.len() + 256).sum::<usize>();
         if submission.rows.is_empty() && submission.rejects.is_empty() {
@@ -152,27 +164,34 @@ impl Committer {
         let room = tokio::time::timeout(QUEUE_WAIT, Arc::clone(&self.room).acquire_many_owned(permits)).await;
         let room = room.map_err(|_| CommitError::Full)?.map_err(|_| CommitError::Stopping)?;
         let (answer, told) = oneshot::channel();
-        let _queued = Queued::new(&self.metrics, submission.rows.len());
-        let waiting = Waiting { submission, refused: Vec::new(), repeats: false, bytes, answer, _room: room };
+        let _queued = Queued::new(&self.metrics, submission.rows.len(), bytes);
+        let waiting = Waiting { submission, refused: Vec::new(), repeats: false, bytes, span: Span::current(), answer, _room: room };
         self.queue.send(waiting).await.map_err(|_| CommitError::Stopping)?;
         told.await.map_err(|_| CommitError::Stopping)?
     }
 }
 
 /// Counts events as queued for as long as their request waits, also when it goes away.
-struct Queued<'a>(&'a Metrics, i64);
+struct Queued<'a> {
+    metrics: &'a Metrics,
+    events: i64,
+    bytes: i64,
+}
 
 impl<'a> Queued<'a> {
-    fn new(metrics: &'a Metrics, events: usize) -> Self {
-        let events = i64::try_from(events).unwrap_or(i64::MAX);
+    fn new(metrics: &'a Metrics, events: usize, bytes: usize) -> Self {
+        let signed = |number| i64::try_from(number).unwrap_or(i64::MAX);
+        let (events, bytes) = (signed(events), signed(bytes));
         metrics.queued_events.add(events);
-        Self(metrics, events)
+        metrics.queued_bytes.add(bytes);
+        Self { metrics, events, bytes }
     }
 }
 
 impl Drop for Queued<'_> {
     fn drop(&mut self) {
-        self.0.queued_events.sub(self.1);
+        self.metrics.queued_events.sub(self.events);
+        self.metrics.queued_bytes.sub(self.bytes);
     }
 }
 
@@ -215,9 +234,15 @@ async fn rounds(warehouse: Warehouse, metrics: Arc<Metrics>, mut waiting: mpsc::
             bytes += next.bytes;
             round.push(next);
         }
-        metrics.batch_events.observe(round.iter().map(|waiting| waiting.submission.rows.len()).sum::<usize>() as f64);
+        let events = round.iter().map(|waiting| waiting.submission.rows.len()).sum::<usize>();
+        metrics.batch_events.observe(events as f64);
+        // A span has one parent: the other requests are linked.
+        let span = tracing::info_span!(parent: &round[0].span, "commit", requests = round.len(), events);
+        for waiting in &round[1..] {
+            span.follows_from(waiting.span.id());
+        }
         let timer = metrics.insert_seconds.start_timer();
-        let settled = match settle(&warehouse, &mut lookup, &mut round).await {
+        let settled = match settle(&warehouse, &mut lookup, &mut round).instrument(tracing::info_span!(parent: &span, "claim")).await {
             Ok(settled) => settled,
             Err(error) => {
                 answer(round, |_| Err(error.clone()));
@@ -225,11 +250,12 @@ async fn rounds(warehouse: Warehouse, metrics: Arc<Metrics>, mut waiting: mpsc::
             }
         };
         let (warehouse, last_took) = (warehouse.clone(), Arc::clone(&last_took));
-        tokio::spawn(async move {
+        let write = async move {
             write(&warehouse, round, settled).await;
             last_took.store((timer.stop_and_record() * 1e6) as u64, Ordering::Relaxed);
             drop(room);
-        });
+        };
+        tokio::spawn(write.instrument(span));
     }
 }
 
@@ -372,6 +398,7 @@ async fn insert_rows(warehouse: &Warehouse, landing: Landing, rows: Bytes) -> Re
         warehouse.ensure_landing(&table).await?;
         warehouse.insert(&table, COLUMNS, rows.clone(), &insert_name(&table), INSERT).await
     })
+    .instrument(tracing::info_span!("INSERT", table))
     .await
 }
 

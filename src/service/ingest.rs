@@ -1,5 +1,7 @@
 //! ingestUsageEvent: judge, carry out commands, commit, tell.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use jiff::Timestamp;
 use uuid::Uuid;
@@ -12,6 +14,9 @@ use crate::metering::{Caller, Error, Ingested, RejectCode, Rejection};
 use crate::registry::Registry;
 use crate::warehouse::row::Row;
 
+/// Most events that a log line names, and most bytes of a source or id there.
+const LOGGED_EVENTS: usize = 10;
+const LOGGED_BYTES: usize = 128;
 /// Most bytes of a refused event that are kept when it was refused for its size.
 const TOO_LARGE_KEPT: usize = 4_096;
 
@@ -60,7 +65,10 @@ impl<R: Registry> Service<R> {
             answer.rejected.push(rejection(index, refusal));
         }
         let named: Vec<_> = submission.rows.iter().map(|row| (row.event.source.clone(), row.event.id.clone())).collect();
-        let refused = self.committer.commit(submission).await?;
+        let refused = self.committer.commit(submission).await.inspect_err(|why| {
+            let ids = told(named.iter().map(|(source, id)| (source.as_str(), id.as_str())));
+            tracing::warn!(events = ids, of = named.len(), "events were not confirmed: {why}");
+        })?;
         answer.accepted = if atomic && !refused.is_empty() { 0 } else { origins.len() - refused.len() };
         if !refused.is_empty() {
             let mut kept = Submission::default();
@@ -74,6 +82,12 @@ impl<R: Registry> Service<R> {
             }
             answer.rejected.sort_by_key(|rejection| rejection.index);
             self.committer.commit(kept).await?;
+        }
+        if !answer.rejected.is_empty() {
+            let ids = answer.rejected.iter().map(|r| (r.source.as_deref().unwrap_or_default(), r.id.as_deref().unwrap_or_default()));
+            let codes: BTreeSet<_> = answer.rejected.iter().map(|rejection| rejection.code.as_str()).collect();
+            // Their messages may quote what was sent.
+            tracing::info!(events = told(ids), of = answer.rejected.len(), ?codes, "events were not taken");
         }
         if answer.accepted == 0 && !answer.rejected.is_empty() { Err(Error::AllRejected(answer)) } else { Ok(answer) }
     }
@@ -114,6 +128,12 @@ impl<R: Registry> Service<R> {
             }),
         }
     }
+}
+
+/// The first of some events as a log names them: `source id, …`, each cut.
+fn told<'a>(ids: impl Iterator<Item = (&'a str, &'a str)>) -> String {
+    let cut = |text: &'a str| &text[..text.floor_char_boundary(LOGGED_BYTES)];
+    ids.take(LOGGED_EVENTS).map(|(source, id)| format!("{} {}", cut(source), cut(id))).collect::<Vec<_>>().join(", ")
 }
 
 /// Why an event is refused whose identity another one claimed that is not stored.

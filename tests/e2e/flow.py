@@ -14,6 +14,7 @@ from pathlib import Path
 
 import cluster
 from cluster import NAMESPACE, SHOP, equal, get, helm, job_ended, kill, kubectl, say, until
+from scrape import scraped
 
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "charts" / "kubemeter"
@@ -276,6 +277,7 @@ def main():
         examples()
         helm_test()
         load = Load()
+        scraped()
         under_load(load, "a gateway killed", killed_gateway)
         under_load(load, "a pod deleted at once", deleted_pod)
         under_load(load, "the leading operator killed", killed_leader)

@@ -1,9 +1,12 @@
 //! A gateway's catalog follows a real API server.
 
+use std::sync::Arc;
+
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use kubemeter::api::{Customer, CustomerSpec, Meter};
 use kubemeter::catalog::Catalog;
 use kubemeter::catalog_watch::watch_catalog;
+use kubemeter::telemetry::Metrics;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
@@ -23,8 +26,9 @@ async fn it_knows_what_there_is_and_what_changes() {
     let subjects = CustomerSpec { subjects: vec!["acme-eu".into()], ..CustomerSpec::default() };
     customers.create(&PostParams::default(), &Customer::new("acme", subjects)).await.unwrap();
 
+    let metrics = Arc::new(Metrics::new().unwrap());
     let (catalog, stop) = (Catalog::default(), CancellationToken::new());
-    let watching = tokio::spawn(watch_catalog(client, Some(namespace.clone()), catalog.clone(), stop.clone()));
+    let watching = tokio::spawn(watch_catalog(client, Some(namespace.clone()), catalog.clone(), Arc::clone(&metrics), stop.clone()));
     eventually("both lists", async || catalog.synced().then_some(())).await;
     assert_eq!(catalog.meters_of_type(&namespace, "a").len(), 1);
     assert!(catalog.has_subject(&namespace, "acme-eu"));

@@ -137,6 +137,11 @@ fn wrong_values_are_refused_with_a_message() {
         ("auth.apiKeys.secret=keys", "'secret' not allowed"),
         ("auth.apiKeys.existingSecret=Keys", "/auth/apiKeys/existingSecret'"),
         ("rbac.tokenlessCallers=true", "rbac.tokenlessCallers is for auth.enabled=false"),
+        ("gateway.tls.secretName=Gateway", "/gateway/tls/secretName'"),
+        ("gateway.tls.certificate=x", "'certificate' not allowed"),
+        ("traces.otlpEndpoint=collector:4317", "/traces/otlpEndpoint'"),
+        ("traces.sampler=some", "/traces/sampler': value must be one of"),
+        ("monitoring.serviceMonitor.interval=often", "/monitoring/serviceMonitor/interval'"),
         ("log.format=xml", "/log/format': value must be one of 'text', 'json'"),
         ("service.port=70000", "/service/port': maximum"),
         ("rbac.create=perhaps", "/rbac/create': got string, want boolean"),
@@ -154,7 +159,7 @@ fn what_is_switched_on_is_there() {
     };
     let of = |objects: &[Value], kind: &str| objects.iter().filter(|object| object["kind"] == kind).cloned().collect::<Vec<_>>();
     let least = kinds("least");
-    for kind in ["StatefulSet", "HorizontalPodAutoscaler", "NetworkPolicy"] {
+    for kind in ["StatefulSet", "HorizontalPodAutoscaler", "NetworkPolicy", "ServiceMonitor", "PrometheusRule", "ConfigMap"] {
         assert_eq!(of(&least, kind), Vec::<Value>::new());
     }
     assert_eq!(of(&least, "Deployment")[0]["spec"]["replicas"], 2);
@@ -165,6 +170,39 @@ fn what_is_switched_on_is_there() {
     assert_eq!(of(&grown, "HorizontalPodAutoscaler")[0]["spec"]["minReplicas"], 3);
     let ingress = &of(&grown, "NetworkPolicy")[0]["spec"]["ingress"];
     assert_eq!(ingress.as_array().unwrap().iter().map(|rule| rule["from"].as_array().unwrap().len()).collect::<Vec<_>>(), [2, 1]);
+
+    // Everything that reaches the gateway follows when it speaks TLS.
+    let tls = kinds("seen");
+    let container = &of(&tls, "Deployment")[0]["spec"]["template"]["spec"]["containers"][0];
+    let probes = ["readinessProbe", "livenessProbe"].map(|probe| container[probe]["httpGet"].clone());
+    assert!(probes.iter().all(|probe| (&probe["scheme"], &probe["port"]) == (&json!("HTTPS"), &json!("https"))), "{probes:?}");
+    let port = &of(&tls, "Service")[0]["spec"]["ports"][0];
+    assert_eq!((&port["name"], &port["targetPort"], &container["ports"][0]["name"]), (&json!("https"), &json!("https"), &json!("https")));
+    assert_eq!(of(&tls, "NetworkPolicy")[0]["spec"]["ingress"][1]["ports"][0]["port"], "https");
+    let test = &of(&tls, "Pod")[0]["spec"];
+    assert_eq!(test["containers"][0]["env"][0]["value"], "https://usage-kubemeter.default.svc:8080");
+    let ca = test["volumes"].as_array().unwrap().iter().find(|volume| volume["name"] == "ca").unwrap();
+    assert_eq!((&ca["secret"]["secretName"], &ca["secret"]["items"][0]["key"]), (&json!("company-ca"), &json!("root.pem")));
+
+    // What is scraped is both containers of the release's pods, by the names that a port and the certificate have.
+    let services = of(&tls, "Service");
+    let metrics = services.iter().find(|service| service["metadata"]["name"] == "usage-kubemeter-metrics").unwrap();
+    let monitor = &of(&tls, "ServiceMonitor")[0];
+    let chosen = monitor["spec"]["selector"]["matchLabels"].as_object().unwrap();
+    let chooses = |service: &Value| chosen.iter().all(|(label, value)| service["metadata"]["labels"][label] == *value);
+    assert_eq!(services.iter().map(chooses).collect::<Vec<_>>().iter().filter(|is| **is).count(), 1, "{chosen:?}");
+    assert!(chooses(metrics));
+    assert_eq!(metrics["spec"]["selector"], of(&tls, "Deployment")[0]["spec"]["selector"]["matchLabels"]);
+    let names = |list: &Value, key: &str| list.as_array().unwrap().iter().map(|port| port[key].clone()).collect::<Vec<_>>();
+    assert_eq!(names(&metrics["spec"]["ports"], "name"), names(&monitor["spec"]["endpoints"], "port"));
+    assert_eq!(monitor["spec"]["endpoints"][0]["tlsConfig"]["serverName"], "usage-kubemeter.default.svc");
+    assert_eq!(monitor["metadata"]["labels"]["release"], "prometheus");
+    let alerts: Value = serde_yaml::from_str(&std::fs::read_to_string(format!("{CHART}/files/alerts.yaml")).unwrap()).unwrap();
+    assert_eq!(of(&tls, "PrometheusRule")[0]["spec"], alerts);
+    let dashboard: Value = serde_json::from_str(of(&tls, "ConfigMap")[0]["data"]["kubemeter.json"].as_str().unwrap()).unwrap();
+    assert_eq!(dashboard["title"], "Kubemeter");
+    let env = container["env"].as_array().unwrap();
+    assert!(env.contains(&json!({"name": "OTEL_EXPORTER_OTLP_ENDPOINT", "value": "http://collector.tracing:4318"})), "{env:?}");
 
     // Nobody but the release's gateways and operators reaches a ClickHouse without password, and it reaches nobody.
     let bundled = kinds("bundled");
@@ -219,6 +257,10 @@ async fn it_upgrades_the_chart_of_the_commit_before() {
 async fn every_manifest_is_taken_by_the_api_server() {
     let plane = ControlPlane::shared();
     install_crds(&plane.client().await).await; // `helm test` makes a Meter
+    let monitoring = include_str!("monitoring-crds.yaml");
+    for command in [&["apply", "--server-side", "-f", "-"][..], &["wait", "--for=condition=Established", "--timeout=60s", "-f", "-"]] {
+        run("kubectl", &[&["--kubeconfig", plane.kubeconfig.to_str().unwrap()], command].concat(), monitoring).unwrap();
+    }
     let namespace = restricted_namespace(plane).await;
     // A pod is taken only when its service account is there, which a dry run doesn't make.
     for account in ["usage-kubemeter-test", "metering-test"] {

@@ -96,19 +96,44 @@ http://{{ include "kubemeter.bundledName" . }}.{{ .Release.Namespace }}:8123
 {{- end -}}
 {{- end -}}
 
+{{/* How the gateway is reached; also what its port is called. */}}
+{{- define "kubemeter.scheme" -}}
+{{- empty .Values.gateway.tls.secretName | ternary "http" "https" -}}
+{{- end -}}
+
+{{/* A certificate is for the Service's name as DNS has it everywhere. */}}
+{{- define "kubemeter.gatewayHost" -}}
+{{- include "kubemeter.fullname" . }}.{{ .Release.Namespace }}{{ if .Values.gateway.tls.secretName }}.svc{{ end -}}
+{{- end -}}
+
+{{- define "kubemeter.tlsEnv" -}}
+- {name: KUBEMETER_TLS_CERT, value: /etc/kubemeter/tls/tls.crt}
+- {name: KUBEMETER_TLS_KEY, value: /etc/kubemeter/tls/tls.key}
+{{- end -}}
+
+{{- define "kubemeter.tracesEnv" -}}
+- {name: OTEL_EXPORTER_OTLP_ENDPOINT, value: {{ .Values.traces.otlpEndpoint | quote }}}
+- {name: OTEL_TRACES_SAMPLER, value: {{ .Values.traces.sampler | quote }}}
+- {name: OTEL_TRACES_SAMPLER_ARG, value: {{ .Values.traces.samplerArgument | quote }}}
+{{- end -}}
+
 {{/* What both containers have; the caller adds name, args, ports and probes. */}}
 {{- define "kubemeter.container" -}}
 image: {{ include "kubemeter.image" . | quote }}
 imagePullPolicy: {{ .Values.image.pullPolicy }}
 securityContext: {{- include "kubemeter.containerSecurity" . | nindent 2 }}
 {{- $keys := and .gateway .Values.auth.enabled .Values.auth.apiKeys.existingSecret }}
-{{- if or .Values.clickhouse.existingSecret $keys }}
+{{- $tls := and .gateway .Values.gateway.tls.secretName }}
+{{- if or .Values.clickhouse.existingSecret $keys $tls }}
 volumeMounts:
   {{- if .Values.clickhouse.existingSecret }}
   - {name: clickhouse, mountPath: /etc/kubemeter/clickhouse, readOnly: true}
   {{- end }}
   {{- if $keys }}
   - {name: api-keys, mountPath: /etc/kubemeter/api-keys, readOnly: true}
+  {{- end }}
+  {{- if $tls }}
+  - {name: tls, mountPath: /etc/kubemeter/tls, readOnly: true}
   {{- end }}
 {{- end }}
 {{- end -}}

@@ -8,6 +8,7 @@ mod framework;
 mod properties;
 mod queries;
 mod serving;
+mod tls;
 
 use std::sync::Arc;
 

@@ -19,7 +19,7 @@ async fn started(fake: &Arc<Fake>) -> (SocketAddr, oneshot::Sender<()>, JoinHand
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (stop, stopped) = oneshot::channel();
-    let server = tokio::spawn(serve(listener, router(Arc::clone(fake), options()), async { drop(stopped.await) }));
+    let server = tokio::spawn(serve(listener, router(Arc::clone(fake), options()), None, async { drop(stopped.await) }));
     (address, stop, server)
 }
 
