@@ -30,6 +30,8 @@ pub const LABEL_BYTES: usize = 128;
 pub const RETENTION_DAYS: u32 = 99_999;
 /// Longest reason of a cancellation, in bytes.
 pub const REASON_BYTES: usize = 1_024;
+/// Longest name of a caller that a record keeps, in bytes; a service account's has at most 338.
+pub const CALLER_BYTES: usize = 512;
 /// Most events named by one cancellation.
 pub const CANCEL_EVENTS: usize = 10_000;
 /// Most values of one filter, and of `customer=` or `subject=`.

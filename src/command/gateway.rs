@@ -50,7 +50,7 @@ pub async fn serve<R: Registry>(listener: tokio::net::TcpListener, parts: Gatewa
 /// One line that says what could not be done, and why.
 pub async fn run(args: GatewayArgs) -> Result<(), String> {
     let stop = super::stop::token(false)?;
-    let config = cluster::config().await?;
+    let config = cluster::config("gateway").await?;
     let listener = TcpListener::bind(args.listen)
         .await
         .map_err(|why| format!("can't listen on {}: {why}; choose another address with --listen or KUBEMETER_LISTEN", args.listen))?;
