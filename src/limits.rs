@@ -63,12 +63,15 @@ pub const CONNECTIONS: usize = 4_096;
 pub const HEAD_BYTES: usize = 64 * 1_024;
 /// How long the API server's yes about a caller is believed: a right that was taken away ends within this.
 pub const REVIEW_YES: Duration = Duration::from_secs(60);
+/// How long its last yes is believed while it can't be reached: longer than an upgrade of a control plane takes. The
+/// default of `--auth-stale-seconds`.
+pub const REVIEW_STALE: Duration = Duration::from_secs(15 * 60);
 /// How long its no is believed: short, so that a right that was just given works soon, but a stranger who asks all the
 /// time asks the API server only so often.
 pub const REVIEW_NO: Duration = Duration::from_secs(5);
-/// Most tokens that are known at a time, some 0.5 KB each; the least used are asked for again.
+/// Most tokens that are known at a time, some 0.7 KB each; the least used are asked for again.
 pub const KNOWN_TOKENS: u64 = 10_000;
-/// Most rights that are known at a time, some 0.3 KB each: a few for each token.
+/// Most rights that are known at a time, some 0.6 KB each: a few for each token.
 pub const KNOWN_RIGHTS: u64 = 50_000;
 /// Most reviews that the API server is asked for at a time; more wait.
 pub const REVIEWS: usize = 32;

@@ -43,7 +43,7 @@ impl Fake {
         // Others come meanwhile.
         tokio::time::sleep(Duration::from_millis(20)).await;
         let state = self.0.lock().unwrap();
-        if state.away { Err(Unavailable("away".to_owned())) } else { Ok(answer(&state)) }
+        if state.away { Err(Unavailable::Away("away".to_owned())) } else { Ok(answer(&state)) }
     }
 }
 
@@ -59,8 +59,8 @@ impl Reviewer for Fake {
 }
 
 const INGEST: &str = "create usageevents of kubemeter.io in namespace shop";
-const SHORT: Times = Times { yes: Duration::from_secs(1), no: Duration::from_millis(200) };
-const LONG: Times = Times { yes: Duration::from_secs(600), no: Duration::from_secs(600) };
+const SHORT: Times = Times { yes: Duration::from_secs(1), no: Duration::from_millis(200), stale: Duration::ZERO };
+const LONG: Times = Times { yes: Duration::from_secs(600), no: Duration::from_secs(600), stale: Duration::from_secs(600) };
 
 fn door(fake: &Fake, times: Times, keys: Option<Keys>) -> Auth {
     Auth::on(Cached::new(fake.clone(), times).unwrap(), keys.map(Arc::new), "kubemeter".to_owned(), "kubemeter".to_owned())

@@ -1,6 +1,7 @@
 //! `kubemeter gateway`.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -102,6 +103,7 @@ fn auth(args: &GatewayArgs, client: kube::Client, keys: Option<Arc<Keys>>) -> Re
         );
         return Ok(Auth::off());
     }
-    let reviews = Cached::new(KubeReviewer::new(client, args.audience.clone()), Times::default())?;
+    let times = Times { stale: Duration::from_secs(args.auth_stale_seconds), ..Times::default() };
+    let reviews = Cached::new(KubeReviewer::new(client, args.audience.clone()), times)?;
     Ok(Auth::on(reviews, keys, args.audience.clone(), args.role_prefix.clone()))
 }

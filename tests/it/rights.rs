@@ -300,7 +300,7 @@ async fn enter(door: &Auth, token: &str) -> Result<(), Error> {
 async fn a_right_that_is_taken_away_ends_and_one_that_is_given_begins() {
     let plane = ControlPlane::shared();
     let namespace = plane.namespace().await;
-    let times = Times { yes: Duration::from_secs(1), no: Duration::from_millis(100) };
+    let times = Times { yes: Duration::from_secs(1), no: Duration::from_millis(100), stale: Duration::from_secs(600) };
     let door = door(admin().await, times).await;
     let token = plane.service_account(&namespace, "checkout", Some("kubemeter")).await;
     assert!(matches!(enter(&door, &token).await, Err(Error::Forbidden(_))));
