@@ -29,6 +29,9 @@ ENGINE = CACHE / "engine" / ENGINE_VERSION / "libchdb.so"
 HELM_VERSION = "v4.3.1"
 KUBECTL_VERSION = "v1.37.1"
 TOOLS = CACHE / "bin" / f"helm-{HELM_VERSION}-kubectl-{KUBECTL_VERSION}"
+# The chart is for this one, too.
+HELM3_VERSION = "v3.17.2"
+HELM3 = CACHE / "bin" / f"helm-{HELM3_VERSION}"
 
 KUBERNETES_MODULE = ROOT / "tests" / "kubernetes"
 KUBERNETES_BINARIES = ("etcd", "kube-apiserver", "kube-controller-manager")
@@ -66,6 +69,6 @@ def node():
 
 
 def tool(name):
-    """The path of `helm` or `kubectl`: the pinned one, else the one on PATH, else None."""
-    pinned = TOOLS / name
+    """The path of `helm`, `helm3` or `kubectl`: the pinned one, else the one on PATH, else None."""
+    pinned = (HELM3 if name == "helm3" else TOOLS) / name
     return str(pinned) if pinned.exists() else shutil.which(name)

@@ -57,8 +57,8 @@ pub const BODIES_BYTES: usize = 256 * 1_024 * 1_024;
 pub const TOKEN_BYTES: usize = 16 * 1_024;
 /// Longest `x-request-id` that is taken over, in bytes.
 pub const REQUEST_ID_BYTES: usize = 128;
-/// Most connections that are served at a time; more wait to be accepted.
-pub const CONNECTIONS: usize = 4_096;
+/// Most connections that are served at a time; more wait to be accepted. Few in unit tests, where each is two open files.
+pub const CONNECTIONS: usize = if cfg!(test) { 64 } else { 4_096 };
 /// Most bytes of a request's line and headers; two tokens at their longest fit.
 pub const HEAD_BYTES: usize = 64 * 1_024;
 /// How long the API server's yes about a caller is believed: a right that was taken away ends within this.
