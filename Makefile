@@ -73,6 +73,10 @@ bench: ## Measure ingest and queries against the limit of the same ClickHouse
 	cargo build --locked --release
 	cargo run --locked --release --example bench -- $(ARGS)
 
+.PHONY: bench-operator
+bench-operator: setup setup-kubernetes build ## Measure the operator with 1,000 Meters and 1,000 Customers (ARGS=--write)
+	@$(PYTHON) scripts/bench_operator.py $(ARGS)
+
 .PHONY: simulate
 simulate: setup setup-kubernetes ## Live SEEDS=n histories against the model, from SEED=s on (STEPS=n: their length)
 	KUBEMETER_SIMULATION_SEEDS=$(or $(SEEDS),1) KUBEMETER_SIMULATION_SEED=$(SEED) KUBEMETER_SIMULATION_STEPS=$(STEPS) \

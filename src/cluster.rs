@@ -3,7 +3,7 @@
 use std::error::Error as _;
 use std::time::Duration;
 
-use http::header::{AUTHORIZATION, HeaderValue};
+use http::header::{AUTHORIZATION, HeaderValue, USER_AGENT};
 use http_body_util::BodyExt as _;
 use kube::client::Body;
 use kube::{Client, Config};
@@ -23,14 +23,19 @@ const DISCOVERY_TIMEOUT: Duration = Duration::from_secs(10);
 /// kube's own layer of retries is off: it would hold a call for up to 160 s while the API server answers 429, 503 or
 /// 504. Controllers and watches back off by themselves, and a caller of the gateway is better served by the answer.
 ///
+/// Every call says in its User-Agent which `program` makes it, for the API server's logs and audit.
+///
 /// # Errors
 /// One line that says what is missing.
-pub async fn config() -> Result<Config, String> {
+pub async fn config(program: &str) -> Result<Config, String> {
     let mut config = Config::infer().await.map_err(|why| {
         format!("found no Kubernetes API server ({why}): run in a pod with a service account, or set KUBECONFIG to a kubeconfig file")
     })?;
     config.connect_timeout = Some(CONNECT_TIMEOUT);
     config.default_retry = false;
+    if let Ok(agent) = HeaderValue::try_from(format!("kubemeter-{program}/{}", env!("CARGO_PKG_VERSION"))) {
+        config.headers.push((USER_AGENT, agent));
+    }
     Ok(config)
 }
 

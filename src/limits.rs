@@ -30,6 +30,8 @@ pub const LABEL_BYTES: usize = 128;
 pub const RETENTION_DAYS: u32 = 99_999;
 /// Longest reason of a cancellation, in bytes.
 pub const REASON_BYTES: usize = 1_024;
+/// Longest name of a caller that a record keeps, in bytes; a service account's has at most 338.
+pub const CALLER_BYTES: usize = 512;
 /// Most events named by one cancellation.
 pub const CANCEL_EVENTS: usize = 10_000;
 /// Most values of one filter, and of `customer=` or `subject=`.
@@ -55,20 +57,23 @@ pub const BODIES_BYTES: usize = 256 * 1_024 * 1_024;
 pub const TOKEN_BYTES: usize = 16 * 1_024;
 /// Longest `x-request-id` that is taken over, in bytes.
 pub const REQUEST_ID_BYTES: usize = 128;
-/// Most connections that are served at a time; more wait to be accepted.
-pub const CONNECTIONS: usize = 4_096;
+/// Most connections that are served at a time; more wait to be accepted. Few in unit tests, where each is two open files.
+pub const CONNECTIONS: usize = if cfg!(test) { 64 } else { 4_096 };
 /// Largest file of certificates or of a key, in bytes: what a Secret holds at most.
 pub const TLS_FILE_BYTES: u64 = 1_024 * 1_024;
 /// Most bytes of a request's line and headers; two tokens at their longest fit.
 pub const HEAD_BYTES: usize = 64 * 1_024;
 /// How long the API server's yes about a caller is believed: a right that was taken away ends within this.
 pub const REVIEW_YES: Duration = Duration::from_secs(60);
+/// How long its last yes is believed while it can't be reached: longer than an upgrade of a control plane takes. The
+/// default of `--auth-stale-seconds`.
+pub const REVIEW_STALE: Duration = Duration::from_secs(15 * 60);
 /// How long its no is believed: short, so that a right that was just given works soon, but a stranger who asks all the
 /// time asks the API server only so often.
 pub const REVIEW_NO: Duration = Duration::from_secs(5);
-/// Most tokens that are known at a time, some 0.5 KB each; the least used are asked for again.
+/// Most tokens that are known at a time, some 0.7 KB each; the least used are asked for again.
 pub const KNOWN_TOKENS: u64 = 10_000;
-/// Most rights that are known at a time, some 0.3 KB each: a few for each token.
+/// Most rights that are known at a time, some 0.6 KB each: a few for each token.
 pub const KNOWN_RIGHTS: u64 = 50_000;
 /// Most reviews that the API server is asked for at a time; more wait.
 pub const REVIEWS: usize = 32;

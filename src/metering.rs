@@ -85,12 +85,14 @@ pub struct Caller {
     pub namespace: String,
     /// With whose rights Meters and Customers are read and written.
     pub acts_as: ActsAs,
+    /// Who it is, for records, at most [`crate::limits::CALLER_BYTES`] long; none where nobody is asked.
+    pub name: Option<String>,
 }
 
 impl Caller {
     /// Somebody in a namespace for whom the gateway acts with its own rights.
     pub fn trusted(namespace: impl Into<String>) -> Self {
-        Self { namespace: namespace.into(), acts_as: ActsAs::Gateway }
+        Self { namespace: namespace.into(), acts_as: ActsAs::Gateway, name: None }
     }
 }
 
@@ -434,6 +436,12 @@ pub struct CancellationRecord {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub reverted_at: Option<Timestamp>,
+    /// Who made it: the Kubernetes user, or `apikey:` and the key's name. Absent where nobody was asked for a token.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cancelled_by: Option<String>,
+    /// Who reverted it first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reverted_by: Option<String>,
 }
 
 /// Which stored events to list.

@@ -13,6 +13,7 @@ pub struct Claims {
     kubernetes: Option<Kubernetes>,
     sub: Option<String>,
     aud: Option<Audiences>,
+    exp: Option<f64>,
 }
 
 #[derive(Deserialize)]
@@ -43,6 +44,11 @@ impl Claims {
             Some(Audiences::One(one)) => one == audience,
             Some(Audiences::Many(many)) => many.iter().any(|one| one == audience),
         }
+    }
+
+    /// Whether it says to be good until a time before now (seconds since 1970). One that says nothing is not.
+    pub fn is_over(&self, now_s: i64) -> bool {
+        self.exp.is_some_and(|end| end <= now_s as f64)
     }
 
     /// The namespace of its service account.

@@ -145,6 +145,17 @@ impl Identity {
         }
     }
 
+    /// Who the caller is, for records. Kubernetes' names have no bound of their own: a longer one is cut.
+    pub fn name(&self) -> Option<String> {
+        let mut name = match self {
+            Self::Unasked(_) => return None,
+            Self::User(user, _) => user.name.clone(),
+            Self::Key(key) => format!("apikey:{}", key.name),
+        };
+        name.truncate(name.floor_char_boundary(limits::CALLER_BYTES));
+        Some(name)
+    }
+
     /// Who the caller is to the Kubernetes API.
     pub fn acts_as(self) -> ActsAs {
         match self {

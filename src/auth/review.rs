@@ -20,8 +20,11 @@ use super::right::Right;
 use crate::api::GROUP;
 use crate::{cluster, limits};
 
-/// Longest wait for one review, the wait for its turn included.
+/// Longest wait for one review's turn, and then for its answer. Each by itself: who floods the gateway makes others wait
+/// for a turn, and must not thereby make the API server look as if it were away.
 const TIMEOUT: Duration = Duration::from_secs(5);
+/// Answers of what stands before an API server that is away.
+const AWAY: [u16; 3] = [502, 503, 504];
 /// Longest reason of a refused token that is told, in bytes.
 const REASON_BYTES: usize = 200;
 
@@ -49,8 +52,14 @@ impl User {
 
 /// The API server can't be asked.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
-#[error("{0}")]
-pub struct Unavailable(pub String);
+pub enum Unavailable {
+    /// It can't be reached.
+    #[error("{0}")]
+    Away(String),
+    /// It, or this gateway, refuses to say at this moment.
+    #[error("{0}")]
+    Refused(String),
+}
 
 /// Who can tell.
 pub trait Reviewer: Send + Sync + 'static {
@@ -79,16 +88,22 @@ impl KubeReviewer {
     where
         T: Resource<DynamicType = ()> + Serialize + DeserializeOwned,
     {
-        let asked = async {
-            let _turn = self.turns.acquire().await.map_err(|why| Unavailable(why.to_string()))?;
-            let body = serde_json::to_vec(review).map_err(|why| Unavailable(why.to_string()))?;
-            let request = Request::new(T::url_path(&(), None)).create(&PostParams::default(), body);
-            let text = self.client.request_text(request.map_err(|why| Unavailable(why.to_string()))?).await;
-            let text = text.map_err(|why| Unavailable(cluster::explain(&why)))?;
-            serde_json::from_str(&text).map_err(|_| Unavailable(format!("the answer is no {}", T::kind(&()))))
-        };
-        let late = |_| Unavailable(format!("no answer within {} s", TIMEOUT.as_secs()));
-        tokio::time::timeout(TIMEOUT, asked).await.map_err(late)?
+        let refused = |why: String| Unavailable::Refused(why);
+        let turn = tokio::time::timeout(TIMEOUT, self.turns.acquire()).await;
+        let _turn = turn
+            .map_err(|_| refused(format!("too many reviews at a time: no turn within {} s", TIMEOUT.as_secs())))?
+            .map_err(|why| refused(why.to_string()))?;
+        let body = serde_json::to_vec(review).map_err(|why| refused(why.to_string()))?;
+        let request = Request::new(T::url_path(&(), None)).create(&PostParams::default(), body);
+        let request = request.map_err(|why| refused(why.to_string()))?;
+        let late = |_| Unavailable::Away(format!("no answer within {} s", TIMEOUT.as_secs()));
+        let text = tokio::time::timeout(TIMEOUT, self.client.request_text(request)).await.map_err(late)?;
+        let text = text.map_err(|why| match &why {
+            kube::Error::Api(status) if !AWAY.contains(&status.code) => refused(cluster::explain(&why)),
+            kube::Error::Api(_) | kube::Error::HyperError(_) | kube::Error::Service(_) => Unavailable::Away(cluster::explain(&why)),
+            _ => refused(cluster::explain(&why)),
+        })?;
+        serde_json::from_str(&text).map_err(|_| refused(format!("the answer is no {}", T::kind(&()))))
     }
 
     /// A token for our audience, or for the API server's own: that one can do all that its holder may there, so taking

@@ -21,6 +21,7 @@ const KEY: &str = "0123456789abcdef0123456789abcdef";
 struct State {
     rights: Vec<&'static str>,
     away: bool,
+    refuses: bool,
     asked: HashMap<&'static str, usize>,
 }
 
@@ -43,7 +44,10 @@ impl Fake {
         // Others come meanwhile.
         tokio::time::sleep(Duration::from_millis(20)).await;
         let state = self.0.lock().unwrap();
-        if state.away { Err(Unavailable("away".to_owned())) } else { Ok(answer(&state)) }
+        if state.refuses {
+            return Err(Unavailable::Refused("busy".to_owned()));
+        }
+        if state.away { Err(Unavailable::Away("away".to_owned())) } else { Ok(answer(&state)) }
     }
 }
 
@@ -59,8 +63,8 @@ impl Reviewer for Fake {
 }
 
 const INGEST: &str = "create usageevents of kubemeter.io in namespace shop";
-const SHORT: Times = Times { yes: Duration::from_secs(1), no: Duration::from_millis(200) };
-const LONG: Times = Times { yes: Duration::from_secs(600), no: Duration::from_secs(600) };
+const SHORT: Times = Times { yes: Duration::from_secs(1), no: Duration::from_millis(200), stale: Duration::ZERO };
+const LONG: Times = Times { yes: Duration::from_secs(600), no: Duration::from_secs(600), stale: Duration::from_secs(600) };
 
 fn door(fake: &Fake, times: Times, keys: Option<Keys>) -> Auth {
     Auth::on(Cached::new(fake.clone(), times).unwrap(), keys.map(Arc::new), "kubemeter".to_owned(), "kubemeter".to_owned())
@@ -187,6 +191,82 @@ async fn an_api_server_that_is_away_keeps_strangers_out_and_lets_known_callers_g
     // That nobody answered is not remembered.
     fake.set(&[INGEST], false);
     assert_eq!(status(&enter(&auth, GOOD, None, Action::Ingest).await), 200);
+}
+
+const STALE: Times = Times { yes: Duration::from_millis(100), no: Duration::from_millis(100), stale: Duration::from_secs(3) };
+
+/// Long enough for every yes to have ended.
+async fn a_yes_has_ended() {
+    tokio::time::sleep(STALE.yes * 2).await;
+}
+
+#[tokio::test]
+async fn while_it_is_away_its_last_yes_holds_for_a_bounded_time_and_nothing_else_does() {
+    let fake = Fake::default();
+    fake.set(&[INGEST], false);
+    let auth = door(&fake, STALE, None);
+    let begin = tokio::time::Instant::now();
+    assert_eq!(status(&enter(&auth, GOOD, None, Action::Ingest).await), 200);
+    fake.set(&[INGEST], true);
+    a_yes_has_ended().await;
+    assert_eq!(status(&enter(&auth, GOOD, None, Action::Ingest).await), 200, "known");
+    assert_eq!(status(&enter(&auth, GOOD, None, Action::Cancel).await), 503, "a right that was never asked for");
+    assert_eq!(status(&enter(&auth, &[("authorization", "Bearer good2")], None, Action::Ingest).await), 503, "a stranger");
+
+    // Known callers don't wait for it each.
+    let asked = fake.asked("user") + fake.asked("may");
+    for _ in 0..50 {
+        assert_eq!(status(&enter(&auth, GOOD, None, Action::Ingest).await), 200);
+    }
+    assert!(fake.asked("user") + fake.asked("may") - asked < 10, "it is asked for every call");
+
+    while status(&enter(&auth, GOOD, None, Action::Ingest).await) == 200 {
+        assert!(begin.elapsed() < STALE.stale * 3, "it goes on for ever");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(begin.elapsed() >= STALE.stale, "it ended after {:?}", begin.elapsed());
+}
+
+#[tokio::test]
+async fn a_right_that_was_taken_away_ends_as_soon_as_the_api_server_says_so_and_does_not_come_back() {
+    let fake = Fake::default();
+    fake.set(&[INGEST], false);
+    let auth = door(&fake, STALE, None);
+    assert_eq!(status(&enter(&auth, GOOD, None, Action::Ingest).await), 200);
+    fake.set(&[], false);
+    a_yes_has_ended().await;
+    assert_eq!(status(&enter(&auth, GOOD, None, Action::Ingest).await), 403);
+    fake.set(&[], true);
+    a_yes_has_ended().await;
+    assert_eq!(status(&enter(&auth, GOOD, None, Action::Ingest).await), 503);
+
+    // One that refuses to answer is not away.
+    fake.set(&[INGEST], false);
+    a_yes_has_ended().await;
+    assert_eq!(status(&enter(&auth, GOOD, None, Action::Ingest).await), 200);
+    fake.0.lock().unwrap().refuses = true;
+    a_yes_has_ended().await;
+    assert_eq!(status(&enter(&auth, GOOD, None, Action::Ingest).await), 503);
+}
+
+#[tokio::test]
+async fn nobody_goes_on_for_longer_than_the_token_says() {
+    use base64::Engine as _;
+    let token = |end: i64| {
+        let claims = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(format!(r#"{{"exp":{end}}}"#));
+        format!("Bearer good.{claims}.s")
+    };
+    let fake = Fake::default();
+    fake.set(&[INGEST], false);
+    let auth = door(&fake, STALE, None);
+    let now = jiff::Timestamp::now().as_second();
+    let (short, long) = (token(now - 1), token(now + 600));
+    for (away, short_is, long_is) in [(false, 200, 200), (true, 503, 200)] {
+        fake.set(&[INGEST], away);
+        a_yes_has_ended().await;
+        assert_eq!(status(&enter(&auth, &[("authorization", &long)], None, Action::Ingest).await), long_is);
+        assert_eq!(status(&enter(&auth, &[("authorization", &short)], None, Action::Ingest).await), short_is);
+    }
 }
 
 fn file(text: &str) -> tempfile::NamedTempFile {

@@ -1,6 +1,7 @@
 //! `kubemeter gateway`.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -54,7 +55,7 @@ pub async fn serve<R: Registry>(listener: tokio::net::TcpListener, parts: Gatewa
 /// One line that says what could not be done, and why.
 pub async fn run(args: GatewayArgs) -> Result<(), String> {
     let stop = super::stop::token(false)?;
-    let config = cluster::config().await?;
+    let config = cluster::config("gateway").await?;
     let listener = TcpListener::bind(args.listen)
         .await
         .map_err(|why| format!("can't listen on {}: {why}; choose another address with --listen or KUBEMETER_LISTEN", args.listen))?;
@@ -125,6 +126,7 @@ fn auth(args: &GatewayArgs, client: kube::Client, keys: Option<Arc<Keys>>) -> Re
         );
         return Ok(Auth::off());
     }
-    let reviews = Cached::new(KubeReviewer::new(client, args.audience.clone()), Times::default())?;
+    let times = Times { stale: Duration::from_secs(args.auth_stale_seconds), ..Times::default() };
+    let reviews = Cached::new(KubeReviewer::new(client, args.audience.clone()), times)?;
     Ok(Auth::on(reviews, keys, args.audience.clone(), args.role_prefix.clone()))
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::limits;
 use crate::warehouse::{Warehouse, WarehouseOptions};
 
 pub mod check;
@@ -172,6 +173,10 @@ pub struct GatewayArgs {
     /// changes.
     #[arg(long, env = "KUBEMETER_API_KEYS")]
     pub api_keys: Option<PathBuf>,
+    /// While the Kubernetes API server can't be reached, callers that it let in go on for this long after it last said yes,
+    /// and never longer than their token says to be good. 0: for a minute, as otherwise.
+    #[arg(long, env = "KUBEMETER_AUTH_STALE_SECONDS", default_value_t = limits::REVIEW_STALE.as_secs(), value_parser = clap::value_parser!(u64).range(..=86_400))]
+    pub auth_stale_seconds: u64,
     /// How the names begin of the ClusterRoles that a refused caller is told of, as `kubemeter` in `kubemeter:ingester`.
     #[arg(long, env = "KUBEMETER_ROLE_PREFIX", default_value = "kubemeter")]
     pub role_prefix: String,

@@ -31,7 +31,7 @@ const SERVE_GRACE: Duration = Duration::from_secs(1);
 /// One line that says what could not be done, and why.
 pub async fn run(args: super::OperatorArgs) -> Result<(), String> {
     let stop = super::stop::token(false)?;
-    let config = cluster::config().await?;
+    let config = cluster::config("operator").await?;
     let probes = Probes::new()?;
     let listener = TcpListener::bind(args.listen).await.map_err(|why| {
         format!("can't listen on {}: {why}; choose another address with --listen or KUBEMETER_OPERATOR_LISTEN", args.listen)

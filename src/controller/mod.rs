@@ -47,6 +47,9 @@ use claims::Claims;
 /// Name by which our writes are known to the API server and on Events.
 pub const FIELD_MANAGER: &str = "kubemeter";
 
+/// Objects that are read at a time at the start: a page is in memory as text, as JSON and as objects at once.
+const LIST_PAGE: u32 = 100;
+
 /// A kind that a controller looks after.
 pub trait Managed: Kind + HasStatus<Status: Serialize + Clone + Default + PartialEq + Debug + Send + Sync> {
     /// What only one object of a namespace can have. Those that claim the same are reconciled together.
@@ -161,8 +164,9 @@ pub async fn run<K: Managed, W: Work<K>>(setup: Setup, work: W, listed: Cancella
     // polled by the same task, last looked.
     let (rivals, rivals_to_reconcile) = mpsc::unbounded::<ObjectRef<Guard<K>>>();
     let observer = Arc::clone(&context);
-    let changes = watcher(api, watcher::Config::default())
+    let changes = watcher(api, watcher::Config::default().page_size(LIST_PAGE))
         .default_backoff()
+        .modify(slim)
         // Controller would back off once more for errors that it sees.
         .filter_map(|event| future::ready(event.inspect_err(|why| warn_of_watch::<K>(why)).ok().map(Ok)))
         .inspect(move |event| {
@@ -204,6 +208,14 @@ fn what_matters<K: Resource>(object: &K) -> Option<u64> {
     let meta = object.meta();
     (meta.generation, &meta.finalizers, meta.deletion_timestamp.is_some(), &meta.annotations).hash(&mut hasher);
     Some(hasher.finish())
+}
+
+/// Takes out what no reconcile looks at, and which is most of an object.
+fn slim<K: Resource>(object: &mut K) {
+    object.meta_mut().managed_fields = None;
+    if let Some(annotations) = &mut object.meta_mut().annotations {
+        annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
+    }
 }
 
 fn warn_of_watch<K: Managed>(why: &watcher::Error) {

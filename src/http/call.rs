@@ -79,7 +79,8 @@ impl<S: Records> App<S> {
             None => identity.namespace().unwrap_or_else(|| self.service.default_namespace().to_owned()),
         };
         self.auth.allow(&identity, &namespace, action).await?;
-        Ok((Caller { namespace, acts_as: identity.acts_as() }, params))
+        let name = identity.name();
+        Ok((Caller { namespace, acts_as: identity.acts_as(), name }, params))
     }
 
     /// Reads a body into memory: as long, as fast and as many at a time as the limits allow.

@@ -28,6 +28,8 @@ pub(super) struct Lookup {
     larger: Option<JoinHandle<Option<Known>>>,
     /// Whether what [`before`](Self::before) told came from memory: only then is what is new since all there is to see.
     from_memory: bool,
+    /// Whether the last try to keep up while idle failed: it is told once.
+    behind: bool,
 }
 
 enum Memory {
@@ -54,7 +56,7 @@ impl Lookup {
     /// Begins to read what is claimed.
     pub(super) fn new(warehouse: Warehouse) -> Self {
         let memory = Memory::Loading(load(&warehouse));
-        Self { warehouse, memory, larger: None, from_memory: false }
+        Self { warehouse, memory, larger: None, from_memory: false, behind: false }
     }
 
     /// Which identities were claimed before. One that is not in the answer may have been claimed since this gateway last
@@ -92,10 +94,21 @@ impl Lookup {
     /// Keeps up with other gateways while there is nothing to do.
     pub(super) async fn idle(&mut self) {
         self.refresh().await;
-        if let Memory::Known(known) = &mut self.memory
-            && let Ok(None) = known.catch_up(&self.warehouse, CATCH_UP, &[]).await
-        {
-            self.memory = Memory::Absent(Instant::now() + AGAIN);
+        let Memory::Known(known) = &mut self.memory else { return };
+        match known.catch_up(&self.warehouse, CATCH_UP, &[]).await {
+            Ok(caught_up) => {
+                if std::mem::take(&mut self.behind) {
+                    tracing::info!("what is new in ClickHouse can be read again");
+                }
+                if caught_up.is_none() {
+                    self.memory = Memory::Absent(Instant::now() + AGAIN);
+                }
+            }
+            Err(why) => {
+                if !std::mem::replace(&mut self.behind, true) {
+                    tracing::warn!(error = %why, "what is new in ClickHouse can't be read; trying again");
+                }
+            }
         }
     }
 

@@ -129,6 +129,10 @@ impl Reconciler {
             }
             Step::Drop(table) => {
                 assert!(observed.tables.contains_key(table), "only a table whose comment names this Meter is dropped");
+                // Another operator may believe to lead, too, for a moment, and have revived it since.
+                if self.observe(&note.uid).await?.tables.get(table) != observed.tables.get(table) {
+                    return Err(Error::Unavailable(format!("table {table} is no longer as it was planned to be dropped")));
+                }
                 self.backfills.stop(table);
                 warehouse.run_ddl(&schema::drop_table(database, &schema::view(table))).await?;
                 warehouse.run_ddl(&schema::drop_table(database, table)).await?;

@@ -12,12 +12,13 @@ use uuid::Uuid;
 use super::usage::{active, check_names};
 use super::{Service, invalid};
 use crate::event::identity;
-use crate::metering::{CancelRequest, CancelTarget, CancellationRecord, Cancelled, Error, EventRef};
+use crate::metering::{Caller, CancelRequest, CancelTarget, CancellationRecord, Cancelled, Error, EventRef};
 use crate::registry::Registry;
 use crate::warehouse::select;
 
 impl<R: Registry> Service<R> {
-    pub(super) async fn cancel(&self, namespace: &str, request: CancelRequest) -> Result<Cancelled, Error> {
+    pub(super) async fn cancel(&self, caller: &Caller, request: CancelRequest) -> Result<Cancelled, Error> {
+        let namespace = caller.namespace.as_str();
         self.warehouse.ensure_bootstrap().await?;
         let id = Uuid::now_v7();
         let (target, not_found) = match &request.target {
@@ -34,7 +35,7 @@ impl<R: Registry> Service<R> {
             let cancelled = self.warehouse.count_to_cancel(target).await?;
             return Ok(Cancelled { cancellation_id: None, cancelled, not_found, dry_run: true });
         }
-        let (warehouse, namespace) = (self.warehouse.clone(), namespace.to_owned());
+        let (warehouse, namespace, cancelled_by) = (self.warehouse.clone(), namespace.to_owned(), caller.name.clone());
         let cancelled = to_the_end(async move {
             // A sending before this one may have been cut off when the raw table had heard of it and a meter had not.
             for before in warehouse.cancellations_of(target.clone()).await? {
@@ -42,7 +43,15 @@ impl<R: Registry> Service<R> {
             }
             let cancelled = warehouse.note_to_cancel(target, &namespace, id).await?;
             let (created_at, reason) = (Timestamp::now(), request.reason);
-            let record = CancellationRecord { cancellation_id: id, reason, created_at, cancelled, reverted_at: None };
+            let record = CancellationRecord {
+                cancellation_id: id,
+                reason,
+                created_at,
+                cancelled,
+                reverted_at: None,
+                cancelled_by,
+                reverted_by: None,
+            };
             warehouse.write_cancellation(&namespace, &record).await?;
             warehouse.write_tombstones(&namespace, id).await?;
             Ok(cancelled)
@@ -51,11 +60,16 @@ impl<R: Registry> Service<R> {
         Ok(Cancelled { cancellation_id: Some(id), cancelled, not_found, dry_run: false })
     }
 
-    pub(super) async fn revert(&self, namespace: &str, id: Uuid) -> Result<CancellationRecord, Error> {
+    pub(super) async fn revert(&self, caller: &Caller, id: Uuid) -> Result<CancellationRecord, Error> {
+        let namespace = caller.namespace.as_str();
         self.warehouse.ensure_bootstrap().await?;
         let record = self.warehouse.cancellation(namespace, id).await?;
         let record = record.ok_or_else(|| Error::NotFound(format!("there is no cancellation {id} in namespace {namespace}")))?;
-        let record = CancellationRecord { reverted_at: Some(record.reverted_at.unwrap_or_else(Timestamp::now)), ..record };
+        // Twice is once: the first time and name stay.
+        let record = match record.reverted_at {
+            Some(_) => record,
+            None => CancellationRecord { reverted_at: Some(Timestamp::now()), reverted_by: caller.name.clone(), ..record },
+        };
         let (warehouse, namespace) = (self.warehouse.clone(), namespace.to_owned());
         to_the_end(async move {
             warehouse.write_reverts(&namespace, id).await?;

@@ -78,7 +78,7 @@ impl<R: Registry> Metering for Service<R> {
     }
 
     async fn cancel_usage_events(&self, caller: &Caller, cancel: CancelRequest) -> Result<Cancelled, Error> {
-        self.cancel(&caller.namespace, cancel).await
+        self.cancel(caller, cancel).await
     }
 
     async fn create_customer(&self, caller: &Caller, customer: CustomerDocument) -> Result<CustomerDocument, Error> {

@@ -114,7 +114,7 @@ impl<R: Registry> Records for Service<R> {
     }
 
     async fn revert_cancellation(&self, caller: &Caller, id: Uuid) -> Result<CancellationRecord, Error> {
-        self.revert(&caller.namespace, id).await
+        self.revert(caller, id).await
     }
 
     async fn ready(&self) -> Result<(), String> {

@@ -23,6 +23,8 @@ struct Stored {
     reason: String,
     cancelled: u64,
     reverted_us: i64,
+    cancelled_by: String,
+    reverted_by: String,
 }
 
 impl From<Stored> for CancellationRecord {
@@ -34,11 +36,28 @@ impl From<Stored> for CancellationRecord {
             created_at: time(stored.created_us),
             cancelled: stored.cancelled,
             reverted_at: (stored.reverted_us != 0).then(|| time(stored.reverted_us)),
+            cancelled_by: Some(stored.cancelled_by).filter(|who| !who.is_empty()),
+            reverted_by: Some(stored.reverted_by).filter(|who| !who.is_empty()),
         }
     }
 }
 
 impl Warehouse {
+    /// Adds the columns that a database of an earlier version lacks.
+    pub(super) async fn add_cancellation_columns(&self) -> Result<(), Error> {
+        let columns: Vec<String> = self
+            .query("SELECT name FROM system.columns WHERE database = {database:String} AND table = 'cancellations'")
+            .bind("database", self.database())
+            .rows()
+            .await?;
+        for column in ["cancelled_by", "reverted_by"] {
+            if !columns.iter().any(|name| name == column) {
+                self.run_ddl(&format!("ALTER TABLE {} ADD COLUMN IF NOT EXISTS {column} String", self.table("cancellations"))).await?;
+            }
+        }
+        Ok(())
+    }
+
     /// How many events a target hits.
     ///
     /// # Errors
@@ -141,9 +160,11 @@ impl Warehouse {
     /// See [`Error`].
     pub async fn write_cancellation(&self, namespace: &str, record: &CancellationRecord) -> Result<(), Error> {
         let sql = format!(
-            "INSERT INTO {} (namespace, cancellation, created, reason, cancelled, reverted, version) SELECT {{namespace:String}}, {{cancellation:UUID}}, \
+            "INSERT INTO {} (namespace, cancellation, created, reason, cancelled, reverted, version, cancelled_by, reverted_by) \
+             SELECT {{namespace:String}}, {{cancellation:UUID}}, \
              fromUnixTimestamp64Micro({{created:Int64}}, 'UTC'), {{reason:String}}, {{cancelled:UInt64}}, \
-             if({{reverted:Int64}} = 0, NULL, fromUnixTimestamp64Micro({{reverted:Int64}}, 'UTC')), {{version:UInt64}}",
+             if({{reverted:Int64}} = 0, NULL, fromUnixTimestamp64Micro({{reverted:Int64}}, 'UTC')), {{version:UInt64}}, \
+             {{cancelled_by:String}}, {{reverted_by:String}}",
             self.table("cancellations")
         );
         self.query(&sql)
@@ -154,6 +175,8 @@ impl Warehouse {
             .bind("cancelled", record.cancelled)
             .bind("reverted", record.reverted_at.map_or(0, Timestamp::as_microsecond))
             .bind("version", u64::from(record.reverted_at.is_some()))
+            .bind("cancelled_by", record.cancelled_by.as_deref().unwrap_or_default())
+            .bind("reverted_by", record.reverted_by.as_deref().unwrap_or_default())
             .run()
             .await
     }
@@ -183,7 +206,7 @@ impl Warehouse {
     fn cancellations_sql(&self, condition: &str, limit: usize) -> String {
         format!(
             "SELECT toString(cancellation) AS cancellation_id, toUnixTimestamp64Micro(created) AS created_us, reason, cancelled, \
-             ifNull(toUnixTimestamp64Micro(reverted), 0) AS reverted_us FROM {} FINAL WHERE namespace = {{namespace:String}} {condition} \
+             ifNull(toUnixTimestamp64Micro(reverted), 0) AS reverted_us, cancelled_by, reverted_by FROM {} FINAL WHERE namespace = {{namespace:String}} {condition} \
              ORDER BY cancellation_id DESC LIMIT {limit}",
             self.table("cancellations")
         )

@@ -245,16 +245,14 @@ impl Warehouse {
         self.query("SELECT 1").within(Duration::from_secs(3)).one::<u8>().await.map(drop)
     }
 
-    /// Runs statements that make something, unless they ran in this process's life. Two callers at once may both run them.
-    pub(super) async fn once(&self, key: &str, statements: impl FnOnce() -> Vec<String>) -> Result<(), Error> {
-        if self.made.lock().unwrap_or_else(PoisonError::into_inner).contains(key) {
-            return Ok(());
-        }
-        for statement in statements() {
-            self.run_ddl(&statement).await?;
-        }
+    /// Whether something was made, or found, in this process's life.
+    pub(super) fn was_made(&self, key: &str) -> bool {
+        self.made.lock().unwrap_or_else(PoisonError::into_inner).contains(key)
+    }
+
+    /// Notes that it is there.
+    pub(super) fn note_made(&self, key: &str) {
         self.made.lock().unwrap_or_else(PoisonError::into_inner).insert(key.to_owned());
-        Ok(())
     }
 
     /// A table that was made is gone: make sure of all of them again when next needed.

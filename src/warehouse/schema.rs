@@ -96,7 +96,7 @@ pub fn bootstrap(database: &str) -> Vec<String> {
         ),
         format!(
             "CREATE TABLE IF NOT EXISTS {db}.cancellations (namespace LowCardinality(String), cancellation UUID, created DateTime64(6, 'UTC'), \
-             reason String, cancelled UInt64, reverted Nullable(DateTime64(6, 'UTC')), version UInt64) \
+             reason String, cancelled UInt64, reverted Nullable(DateTime64(6, 'UTC')), version UInt64, cancelled_by String, reverted_by String) \
              ENGINE = ReplacingMergeTree(version) ORDER BY (namespace, cancellation) SETTINGS {DURABLE}"
         ),
         format!(

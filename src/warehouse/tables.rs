@@ -29,21 +29,51 @@ impl Warehouse {
         self.query(statement).within(Duration::from_secs(60)).run().await
     }
 
-    /// Makes the database and its standing tables, once per process.
+    /// Makes the database and its standing tables, once per process. Where they are there it only looks.
     ///
     /// # Errors
     /// See [`Error`].
     pub async fn ensure_bootstrap(&self) -> Result<(), Error> {
-        self.once("", || schema::bootstrap(self.database())).await
+        if self.was_made("") {
+            return Ok(());
+        }
+        self.make_missing(&schema::bootstrap(self.database())).await?;
+        self.add_cancellation_columns().await?;
+        self.note_made("");
+        Ok(())
     }
 
-    /// Makes a landing table and its standing views, once per process.
+    /// Makes a landing table and its standing views, once per process. Where they are there it only looks.
     ///
     /// # Errors
     /// See [`Error`].
     pub async fn ensure_landing(&self, landing: &str) -> Result<(), Error> {
         self.ensure_bootstrap().await?;
-        self.once(landing, || schema::create_landing(self.database(), landing)).await
+        if self.was_made(landing) {
+            return Ok(());
+        }
+        self.make_missing(&schema::create_landing(self.database(), landing)).await?;
+        self.note_made(landing);
+        Ok(())
+    }
+
+    /// Runs statements that make tables and views, unless all of these are there: a start of many replicas is to change
+    /// nothing. Two callers at once may both run them.
+    async fn make_missing(&self, statements: &[String]) -> Result<(), Error> {
+        let made: Vec<&str> = statements.iter().filter_map(|statement| made_by(statement, self.database())).collect();
+        let there: u64 = self
+            .query("SELECT count() FROM system.tables WHERE database = {database:String} AND name IN {names:Array(String)}")
+            .bind("database", self.database())
+            .bind("names", made.as_slice())
+            .one()
+            .await?;
+        if there == made.len() as u64 {
+            return Ok(());
+        }
+        for statement in statements {
+            self.run_ddl(statement).await?;
+        }
+        Ok(())
     }
 
     /// ClickHouse's clock, µs since 1970.
@@ -213,6 +243,12 @@ impl Warehouse {
         );
         self.query(&sql).bind("namespace", namespace).bind("subjects", subjects).within(deadline).run().await
     }
+}
+
+/// The table or view that a statement makes, unless it is there.
+fn made_by<'a>(statement: &'a str, database: &str) -> Option<&'a str> {
+    let name = statement.split_once(" IF NOT EXISTS ")?.1.strip_prefix(&identifier(database))?.strip_prefix('.')?;
+    Some(name.split([' ', '(']).next()?.trim_matches('`'))
 }
 
 /// Start of the `query_id` of every backfill.

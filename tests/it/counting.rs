@@ -278,3 +278,33 @@ async fn a_gateway_knows_what_another_one_stored_whatever_was_merged_or_emptied(
     }
     assert_eq!(lab.number("count").await, (31 * 50).to_string());
 }
+
+/// A database that an earlier version made has cancellations without the names of who made them.
+#[tokio::test]
+async fn cancellations_of_an_earlier_version_are_listed_and_go_on() {
+    let lab = Lab::new();
+    let (database, table) = (lab.warehouse.database(), lab.warehouse.table("cancellations"));
+    let before = "namespace LowCardinality(String), cancellation UUID, created DateTime64(6, 'UTC'), reason String, cancelled UInt64, \
+                  reverted Nullable(DateTime64(6, 'UTC')), version UInt64";
+    for sql in [
+        format!("CREATE DATABASE {database}"),
+        format!("CREATE TABLE {table} ({before}) ENGINE = ReplacingMergeTree(version) ORDER BY (namespace, cancellation)"),
+        format!("INSERT INTO {table} SELECT 'shop', '0195d3a4-7c1f-7b6e-8a3c-0123456789ab', now64(6), 'old', 1, NULL, 0"),
+    ] {
+        lab.warehouse.run_ddl(&sql).await.unwrap();
+    }
+    let mut caller = Lab::caller();
+    caller.name = Some("system:serviceaccount:shop:ann".to_owned());
+    lab.post(&event("1", "a", "s", "2026-01-01T00:00:00Z", json!({}))).await.unwrap();
+    let made = lab.service.cancel_usage_events(&caller, cancel(named(&["1"]))).await.unwrap().cancellation_id.unwrap();
+    caller.name = Some("bob".to_owned());
+    lab.service.revert_cancellation(&caller, made).await.unwrap();
+    // Twice is once.
+    caller.name = Some("eve".to_owned());
+    lab.service.revert_cancellation(&caller, made).await.unwrap();
+    let page = kubemeter::metering::Page { limit: Some(10), token: None };
+    let listed = lab.service.list_cancellations(&caller, page).await.unwrap().items;
+    let names: Vec<_> = listed.iter().map(|one| (one.reason.as_deref(), one.cancelled_by.as_deref(), one.reverted_by.as_deref())).collect();
+    let new = (Some("test"), Some("system:serviceaccount:shop:ann"), Some("bob"));
+    assert_eq!(names, [new, (Some("old"), None, None)]);
+}

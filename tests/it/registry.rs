@@ -145,7 +145,7 @@ async fn an_api_server_that_is_away_is_unavailable() {
     let mut config = admin().await;
     config.cluster_url = "https://127.0.0.1:1".parse().unwrap();
     let registry = KubeRegistry::new(config).unwrap();
-    let caller = Caller { namespace: "default".into(), acts_as: ActsAs::Token("t".into()) };
+    let caller = Caller { namespace: "default".into(), acts_as: ActsAs::Token("t".into()), name: None };
     let away = registry.get::<Meter>(&caller, "calls").await;
     assert!(matches!(&away, Err(Error::Unavailable { message, .. }) if message.contains("refused")), "{away:?}");
 }

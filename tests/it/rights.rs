@@ -129,6 +129,7 @@ fn the_bounds_are_as_told() {
     for told in [
         format!("| a yes of the API server | {} s:", limits::REVIEW_YES.as_secs()),
         format!("| a no | {} s |", limits::REVIEW_NO.as_secs()),
+        format!("reached | {} s from", limits::REVIEW_STALE.as_secs()),
         format!("| how many | {} tokens and {} rights;", thousands(limits::KNOWN_TOKENS), thousands(limits::KNOWN_RIGHTS)),
         format!("| reviews at a time | {},", limits::REVIEWS),
         format!("Keys shorter than {} characters", limits::API_KEY_BYTES.start()),
@@ -229,6 +230,14 @@ async fn every_cell_of_the_table_is_true() {
         }
     }
 
+    // Records say who it was.
+    let (_, _, said) = gateway.call(Method::GET, "/usage/cancellations", bearer(&all), &Value::Null).await;
+    for (row, field) in [("/usage", "cancelledBy"), ("/usage/cancellations/{cancellationId}/revert", "revertedBy")] {
+        let number = table().iter().position(|one| one.path == row).unwrap();
+        let who = format!("system:serviceaccount:{namespace}:row-{number}");
+        assert!(said["items"].as_array().unwrap().iter().any(|item| item[field] == who), "{field}: {said}");
+    }
+
     // By name: another meter is another right.
     let reader = table().iter().position(|row| row.path == "/usage/{meterId}").unwrap();
     let reader = plane.token(&namespace, &format!("row-{reader}"), Some("kubemeter")).await;
@@ -300,7 +309,7 @@ async fn enter(door: &Auth, token: &str) -> Result<(), Error> {
 async fn a_right_that_is_taken_away_ends_and_one_that_is_given_begins() {
     let plane = ControlPlane::shared();
     let namespace = plane.namespace().await;
-    let times = Times { yes: Duration::from_secs(1), no: Duration::from_millis(100) };
+    let times = Times { yes: Duration::from_secs(1), no: Duration::from_millis(100), stale: Duration::from_secs(600) };
     let door = door(admin().await, times).await;
     let token = plane.service_account(&namespace, "checkout", Some("kubemeter")).await;
     assert!(matches!(enter(&door, &token).await, Err(Error::Forbidden(_))));
@@ -330,14 +339,53 @@ async fn while_the_api_server_is_away_known_callers_go_on_and_others_wait() {
     let namespace = plane.namespace().await;
     let (known, unknown) =
         (plane.service_account(&namespace, "known", Some("kubemeter")).await, plane.token(&namespace, "known", Some("kubemeter")).await);
-    plane.grant(&namespace, "known", &[(&["create"], &["usageevents"], &[])]).await;
-    let gateway = Program::start("gateway", &plane, clickhouse.url(), &[], Stdio::inherit());
+    plane.grant(&namespace, "known", &[(&["create"], &["usageevents"], &[]), (&["get"], &["meters/usage"], &[])]).await;
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let operator = Program::start("operator", &plane, clickhouse.url(), &["--leader-election=false"], Stdio::inherit());
+    let gateway = Program::start("gateway", &plane, clickhouse.url(), &[], log.reopen().unwrap().into());
     gateway.ready().await;
     let post = async |token: &str, id: &str| gateway.call(Method::POST, "/events", bearer(token), &event(id)).await;
+    let meter = json!({"apiVersion": "kubemeter.io/v1alpha1", "kind": "Meter", "metadata": {"name": "calls"},
+                       "spec": {"eventType": "call", "aggregation": "Count"}});
+    let meters: Api<kubemeter::api::Meter> = Api::namespaced(client.clone(), &namespace);
+    meters.create(&Default::default(), &serde_json::from_value(meter).unwrap()).await.unwrap();
+    let read = async || gateway.call(Method::GET, "/usage/calls", bearer(&known), &Value::Null).await;
+    eventually("the meter answers", async || (read().await.0 == 200).then_some(())).await;
     assert_eq!(post(&known, "1").await.0, 202);
+    drop(operator);
+    let kubeconfig = std::fs::read_to_string(&plane.kubeconfig).unwrap();
     drop(plane);
-    assert_eq!(post(&known, "2").await.0, 202);
+
+    // Past the time for which a yes is believed otherwise: nothing else tells this test from the one above it.
+    tokio::time::sleep(limits::REVIEW_YES + Duration::from_secs(1)).await;
+    assert_eq!(post(&known, "2").await.0, 202, "known callers go on");
+    let (status, _, said) = read().await;
+    assert_eq!((status.as_u16(), &said["data"][0]["value"]), (200, &json!("2")), "by the meters that were known: {said}");
     let (status, headers, said) = post(&unknown, "3").await;
     assert_eq!((status.as_u16(), headers["retry-after"].to_str().unwrap()), (503, "5"), "{said}");
     assert_eq!(gateway.call(Method::GET, "/meters", bearer(&known), &Value::Null).await.0, 503);
+    gateway.ready().await;
+    let said = std::fs::read_to_string(log.path()).unwrap();
+    assert_eq!(said.matches("can't be reached: who was let in").count(), 1, "told once: {said}");
+
+    // One that starts now says what it waits for, takes nobody in, and is not ready.
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("kubeconfig");
+    std::fs::write(&path, kubeconfig).unwrap();
+    let away = ControlPlane::of(path);
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let late = Program::start("gateway", &away, clickhouse.url(), &[], log.reopen().unwrap().into());
+    let ask = async |path: &str| {
+        let answer = reqwest::get(format!("http://{}{path}", late.address)).await.ok()?;
+        Some((answer.status().as_u16(), answer.text().await.ok()?))
+    };
+    let (status, body) = eventually("an answer", async || ask("/readyz").await).await;
+    assert!(status == 503 && body.contains("meters and customers have not been read yet"), "{status} {body}");
+    assert_eq!(ask("/healthz").await.unwrap().0, 200, "nobody restarts it");
+    assert_eq!(late.call(Method::POST, "/events", bearer(&known), &event("4")).await.0, 503);
+    eventually("it says what it waits for", async || {
+        let said = std::fs::read_to_string(log.path()).unwrap();
+        (said.contains("can't watch") && said.contains("Connection refused")).then_some(())
+    })
+    .await;
 }

@@ -79,7 +79,7 @@ class ControlPlane:
     # Without nodes there is nothing to serve at an endpoint, which can't be a loopback address anyway.
     more_flags = ["--authorization-mode=RBAC", "--endpoint-reconciler-type=none"]
 
-    def __init__(self, directory, port):
+    def __init__(self, directory, port, audit_log=None):
         self.binaries = parts.kubernetes()
         self.directory = directory
         self.logs = directory / "logs"
@@ -89,6 +89,7 @@ class ControlPlane:
         self.key = directory / "service-accounts.key"
         self.kubeconfig = directory / "kubeconfig"
         self.token = secrets.token_hex(16)
+        self.audit_log = audit_log
         self.children = {}
 
     def start(self):
@@ -120,6 +121,7 @@ class ControlPlane:
             f"--service-account-key-file={self.key}",
             f"--service-account-signing-key-file={self.key}",
             f"--token-auth-file={tokens}",
+            *self.audit_flags(),
             *self.more_flags,
         )
         self.wait_for("/readyz")
@@ -139,6 +141,15 @@ class ControlPlane:
     def tokens(self):
         """Who may call the API server: lines of its --token-auth-file."""
         return [f'{self.token},admin,admin,"system:masters"']
+
+    def audit_flags(self):
+        """What it takes to have each call in the log once when it begins to be answered, and once when it has been."""
+        if not self.audit_log:
+            return []
+        policy = self.directory / "audit-policy.json"
+        rules = {"omitStages": ["RequestReceived"], "rules": [{"level": "Metadata"}]}
+        policy.write_text(json.dumps({"apiVersion": "audit.k8s.io/v1", "kind": "Policy", **rules}))
+        return [f"--audit-policy-file={policy}", f"--audit-log-path={self.audit_log}"]
 
     def spawn(self, name, *flags, binaries=None):
         binary = (binaries or self.binaries) / name
@@ -224,13 +235,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dir", type=Path, help="for state, logs and credentials (default: one removed at the end)")
     parser.add_argument("--port", type=int, help="of the API server (default: a free one)")
+    parser.add_argument("--audit-log", type=Path, help="where the API server logs every call, a JSON object a line")
     parser.add_argument("--ignore-stdin", action="store_true", help="end at a signal only")
     arguments = parser.parse_args()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
     directory = arguments.dir or Path(tempfile.mkdtemp(prefix="kubemeter-control-plane-"))
-    plane = ControlPlane(directory.resolve(), arguments.port)
+    plane = ControlPlane(directory.resolve(), arguments.port, arguments.audit_log)
     try:
         plane.start()
         # From here a child's end interrupts the wait below.

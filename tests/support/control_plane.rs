@@ -1,6 +1,7 @@
 //! A real Kubernetes API server with etcd and controller-manager, from `tests/rig/control_plane.py`.
 
-use std::path::PathBuf;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
@@ -38,11 +39,26 @@ impl ControlPlane {
 
     /// Starts one whatever the environment says, for a test that takes all its namespaces.
     pub fn start_own() -> Self {
+        Self::run(&[])
+    }
+
+    /// Starts one of its own whose API server logs every call into a file, a JSON object a line.
+    pub fn start_audited(log: &Path) -> Self {
+        Self::run(&["--audit-log".as_ref(), log.as_ref()])
+    }
+
+    fn run(arguments: &[&OsStr]) -> Self {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/rig/control_plane.py");
         // A missing binary ends the script with a line that says `make setup-kubernetes`, which is then the panic's.
-        let (running, ready) = Running::start(Command::new("python3").arg(script), |line| serde_json::from_str::<Value>(line).ok());
+        let (running, ready) =
+            Running::start(Command::new("python3").arg(script).args(arguments), |line| serde_json::from_str::<Value>(line).ok());
         let field = |name: &str| ready[name].as_str().expect("the script prints it").to_owned();
         Self { kubeconfig: field("kubeconfig").into(), url: field("url"), own: Some(running) }
+    }
+
+    /// One that is not this value's to end, or has ended already.
+    pub fn of(kubeconfig: PathBuf) -> Self {
+        Self { kubeconfig, url: String::new(), own: None }
     }
 
     /// The one that all tests of this process share. It ends with the process, at the end of its stdin.

@@ -29,7 +29,7 @@ pub async fn eventually<T>(what: &str, mut check: impl AsyncFnMut() -> Option<T>
     }
 }
 
-/// Where `helm` or `kubectl` is. Panics when the set-up has not put it there.
+/// Where `helm`, `helm3` or `kubectl` is. Panics when the set-up has not put it there.
 pub fn tool(name: &str) -> PathBuf {
     let script = "import sys; sys.path.insert(0, sys.argv[1]); import parts; print(parts.tool(sys.argv[2]) or '')";
     let scripts = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts");

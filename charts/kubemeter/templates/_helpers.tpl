@@ -141,6 +141,7 @@ volumeMounts:
 {{- define "kubemeter.authEnv" -}}
 {{- if .Values.auth.enabled -}}
 - {name: KUBEMETER_AUDIENCE, value: {{ .Values.auth.audience | quote }}}
+- {name: KUBEMETER_AUTH_STALE_SECONDS, value: {{ .Values.auth.staleSeconds | int | quote }}}
 - {name: KUBEMETER_ROLE_PREFIX, value: {{ include "kubemeter.clusterName" . | quote }}}
 {{- if .Values.auth.apiKeys.existingSecret }}
 - {name: KUBEMETER_API_KEYS, value: /etc/kubemeter/api-keys/api-keys}

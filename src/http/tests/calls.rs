@@ -45,7 +45,11 @@ async fn each_call_reaches_its_function() {
         assert_eq!(answer.status.as_u16(), *status, "{method} {path}: {}", answer.text());
         assert_eq!(answer.header("content-type"), "application/json", "{method} {path}");
         assert!(answer.json().is_object());
-        assert!(fake.last().starts_with(&format!("{call} Caller {{ namespace: \"shop\", acts_as: Gateway }}")), "{}", fake.last());
+        assert!(
+            fake.last().starts_with(&format!("{call} Caller {{ namespace: \"shop\", acts_as: Gateway, name: None }}")),
+            "{}",
+            fake.last()
+        );
     }
 }
 

@@ -87,6 +87,8 @@ fn cancellation(id: Uuid) -> CancellationRecord {
         created_at: "2026-01-31T00:00:00Z".parse().unwrap(),
         cancelled: 3,
         reverted_at: None,
+        cancelled_by: None,
+        reverted_by: None,
     }
 }
 

@@ -62,6 +62,28 @@ async fn a_stop_closes_no_connection_under_a_client_that_is_sending() {
     server.await.unwrap();
 }
 
+#[tokio::test]
+async fn connections_beyond_the_limit_wait_for_one_to_end() {
+    let (address, _stop, _server) = started(&Arc::new(Fake::default())).await;
+    let ask = b"GET /healthz HTTP/1.1\r\nhost: a\r\n\r\n";
+    let mut some = [0; 1_024];
+    let mut open = Vec::new();
+    for _ in 0..limits::CONNECTIONS {
+        let mut client = TcpStream::connect(address).await.unwrap();
+        client.write_all(ask).await.unwrap();
+        assert!(client.read(&mut some).await.unwrap() > 0, "served");
+        open.push(client);
+    }
+    // The kernel takes the connection, and what is sent on it.
+    let mut late = TcpStream::connect(address).await.unwrap();
+    late.write_all(ask).await.unwrap();
+    let answer = tokio::time::timeout(Duration::from_millis(500), late.read(&mut some)).await;
+    assert!(answer.is_err(), "one more than the limit is served: {answer:?}");
+    drop(open.pop());
+    let answer = tokio::time::timeout(Duration::from_secs(30), late.read(&mut some)).await.expect("it waits for ever");
+    assert!(String::from_utf8_lossy(&some[..answer.unwrap()]).starts_with("HTTP/1.1 200 OK"));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_request_in_flight_does_not_hold_up_a_stop_for_ever() {
     let fake = Arc::new(Fake { delay: Duration::from_secs(50), ..Fake::default() });
