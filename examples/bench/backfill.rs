@@ -34,7 +34,13 @@ pub async fn measure(setup: &Setup, sizes: &Sizes, seed: u64, report: &mut Secti
     progress(format_args!("a meter over {} million events: {quiet:.1} s", load::millions(events)));
 
     let alone = Posts::new(setup, LOAD, seed, 1);
-    let alone_rate = alone.during(rate(&alone, async { Ok(tokio::time::sleep(sizes.alone).await) })).await?.1;
+    let alone_rate = alone
+        .during(rate(&alone, async {
+            tokio::time::sleep(sizes.alone).await;
+            Ok(())
+        }))
+        .await?
+        .1;
     setup.quiet().await?;
     let beside = Posts::new(setup, LOAD, seed, 2);
     let ((busy, _), beside_rate) = beside.during(rate(&beside, made(setup))).await?;

@@ -9,24 +9,32 @@ use crate::{Result, Sizes, load, progress};
 /// Events that are made at a time for large INSERTs.
 const BIG_BATCH: usize = 1_000;
 
-/// Measures all ingest figures into the report.
-pub async fn measure(setup: &Setup, sizes: &Sizes, seed: u64, stored: u64, report: &mut Section) -> Result<()> {
-    let mut bench = Ingest::new(setup, seed).await?;
+/// Measures all ingest figures into the report. What is inserted directly goes to a ClickHouse of its own, in which as much is
+/// stored: parts of earlier runs are merged with those of later ones, and each side is to pay for its own only.
+pub async fn measure((setup, direct): (&Setup, &Setup), sizes: &Sizes, seed: u64, stored: u64, report: &mut Section) -> Result<()> {
+    let (mut bench, mut direct) = (Ingest::new(setup, seed).await?, Ingest::new(direct, seed).await?);
     let mut big = Vec::new();
     let mut ours: Vec<Vec<Run>> = sizes.batches.iter().map(|_| Vec::new()).collect();
     let mut same: Vec<Vec<Run>> = sizes.batches.iter().map(|_| Vec::new()).collect();
-    // In turn, so that whatever else the machine does meets all of them.
-    for turn in 1..=sizes.turns {
-        let (rows, inserts) = sizes.direct;
-        big.push(bench.run(To::ClickHouse { rows }, 1, BIG_BATCH, rows * inserts).await?);
-        for (at, &(connections, size, events)) in sizes.batches.iter().enumerate() {
+    // In turn, so that whatever else the machine does meets all of them; the figure with the largest batches and the limit
+    // before any small parts are there.
+    for (at, &(connections, size, events)) in sizes.batches.iter().enumerate() {
+        for turn in 1..=sizes.turns {
+            if at == 0 {
+                let (rows, inserts) = sizes.direct;
+                big.push(direct.run(To::ClickHouse { rows }, 1, BIG_BATCH, rows * inserts).await?);
+            }
             ours[at].push(bench.run(To::Gateway, connections, size, events).await?);
-            same[at].push(bench.run(To::ClickHouse { rows: size }, connections, size, events.min(size * 1_000)).await?);
+            progress(format_args!("ingest: {connections} × {size}, turn {turn} of {} done", sizes.turns));
         }
-        progress(format_args!("ingest: turn {turn} of {} done", sizes.turns));
+    }
+    for (at, &(connections, size, events)) in sizes.batches.iter().enumerate() {
+        for _ in 0..sizes.turns {
+            same[at].push(direct.run(To::ClickHouse { rows: size }, connections, size, events.min(size * 1_000)).await?);
+        }
     }
     let lone = bench.lone(To::Gateway, sizes.lone).await?;
-    let lone_direct = bench.lone(To::ClickHouse { rows: 1 }, sizes.lone).await?;
+    let lone_direct = direct.lone(To::ClickHouse { rows: 1 }, sizes.lone).await?;
     bench.check_duplicates().await?;
 
     let others: Vec<f64> = big.iter().chain(ours.iter().flatten()).chain(same.iter().flatten()).map(|run| run.others * 100.0).collect();
@@ -68,8 +76,8 @@ pub async fn measure(setup: &Setup, sizes: &Sizes, seed: u64, stored: u64, repor
         "one row an INSERT".to_owned(),
     ]);
     table.note(format!(
-        "The limit: INSERTs of {} rows one after the other, pre-encoded as RowBinary, of the same events into the same landing table. \
-         Each figure is the median of {} turns. The load generator shares the {} cores with gateway and ClickHouse; other processes \
+        "The limit: INSERTs of {} rows one after the other, pre-encoded as RowBinary, of such events into the same landing table, in a ClickHouse \
+         of its own with as many events stored, so that each side pays for its own merges. Each figure is the median of {} turns. The load generator shares the {} cores with gateway and ClickHouse; other processes \
          took {:.0} to {:.0} % of the machine meanwhile. After every run the meter's total was compared with the sum of what was sent.",
         sizes.direct.0,
         sizes.turns,

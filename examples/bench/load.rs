@@ -24,7 +24,7 @@ pub async fn load(setup: &Setup, pass: &Pass) -> Result<()> {
             .await?;
         setup.run(&mut direct, &format!("INSERT INTO kubemeter.{} ({COLUMNS}) SELECT {COLUMNS} FROM ({rows})", setup.landing)).await?;
         at = end;
-        if at % (10 * STEP) == 0 || at == pass.numbers.end {
+        if at.is_multiple_of(10 * STEP) || at == pass.numbers.end {
             let (done, all) = (millions(at), millions(pass.numbers.end));
             progress(format_args!("{done:.2} of {all:.2} million events loaded, {} s", began.elapsed().as_secs()));
         }

@@ -237,7 +237,9 @@ impl Stored {
             }
             Part::Ingest => {
                 self.up_to(all, seed).await?;
-                ingest::measure(&self.setup, sizes, seed, all, section).await
+                let mut direct = Self::new().await?;
+                direct.up_to(all, seed).await?;
+                ingest::measure((&self.setup, &direct.setup), sizes, seed, all, section).await
             }
             Part::Meters => meters::measure(&self.setup, sizes, seed, section).await,
             Part::Stall => stall::measure(&self.setup, sizes, seed, section).await,
