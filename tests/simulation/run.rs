@@ -264,7 +264,11 @@ impl Life {
             }
         }
         if dry_run {
-            return if told.get("cancellationId") == Some(&Value::Null) { Ok(()) } else { Err(format!("a dry run was answered {answer:?}")) };
+            return if told.get("cancellationId") == Some(&Value::Null) {
+                Ok(())
+            } else {
+                Err(format!("a dry run was answered {answer:?}"))
+            };
         }
         self.cancelled(space, &hit).await?;
         let listed = self.spaces[space].cancellations.iter().any(|listed| told["cancellationId"] == listed.id.as_str());
