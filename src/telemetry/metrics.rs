@@ -86,7 +86,7 @@ impl Metrics {
             reconcile_seconds: histograms("kubemeter_reconcile_duration_seconds", "Time of a reconcile.", &["kind"])?,
             watch_age_seconds: gauges(
                 "kubemeter_watch_age_seconds",
-                "Time since the API server last said something about a kind that is watched; about once a minute it says that nothing changed.",
+                "Time since the API server last said something about a kind that is watched; every minute or two it says that nothing changed.",
                 &["kind"],
             )?,
             objects: gauges(

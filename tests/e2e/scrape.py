@@ -76,7 +76,7 @@ def scraped():
         until("accepted events are seen", lambda: value('sum(kubemeter_events_accepted_total{container="gateway"})') > 0)
         until("one operator leads", lambda: value('sum(kubemeter_leading{container="operator"})') == 1)
         until("Ready Meters are seen", lambda: value('sum(kubemeter_objects{kind="Meter", ready="True"})') >= 3)
-        until("gateways and the leader hear the API server", lambda: value("count(kubemeter_watch_age_seconds < 120)") == 2 * (pods + 1))
+        until("gateways and the leader hear the API server", lambda: value("count(kubemeter_watch_age_seconds < 300)") == 2 * (pods + 1))
 
         def evaluated():
             rules = ask("rules")["groups"][0]["rules"]
