@@ -31,5 +31,6 @@ mod rights;
 mod secrets;
 mod tls;
 mod two_leaders;
+mod shards;
 mod whole;
 mod windows;
