@@ -78,7 +78,10 @@ async fn a_shard_killed_under_load_loses_and_doubles_nothing() {
                             assert_eq!(answer.accepted, BATCH);
                             good.lock().await.push(number);
                         }
-                        Err(why @ (Error::Unavailable { .. } | Error::Overloaded { .. })) => { eprintln!("{number} {why:?}"); failed.lock().await.push(number) }
+                        Err(why @ (Error::Unavailable { .. } | Error::Overloaded { .. })) => {
+                            eprintln!("{number} {why:?}");
+                            failed.lock().await.push(number)
+                        }
                         Err(other) => panic!("{other:?}"),
                     }
                 }
@@ -92,13 +95,17 @@ async fn a_shard_killed_under_load_loses_and_doubles_nothing() {
     // The one that the gateway talks to last: as it is alone it must not answer for both.
     for killed in [1, 0] {
         more_good(20).await;
-        eprintln!("KILL {killed}"); shards[killed].kill();
+        eprintln!("KILL {killed}");
+        shards[killed].kill();
         let before = failed.lock().await.len();
         eventually("posts are refused", async || (failed.lock().await.len() > before).then_some(())).await;
+        eprintln!("REFUSED");
         let asked = lab.service.fetch_usage(&Lab::caller(), "count", total()).await;
         assert!(matches!(asked, Err(Error::Unavailable { .. })), "half of the events are no answer: {asked:?}");
+        eprintln!("ASKED");
         shards = tokio::task::spawn_blocking(move || {
             shards[killed].restart();
+            eprintln!("RESTARTED");
             shards
         })
         .await
