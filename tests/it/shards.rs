@@ -59,6 +59,21 @@ async fn each_event_and_each_identity_is_on_one_shard_and_both_shards_are_used()
     assert_eq!(lab.number("count").await, (10 * BATCH).to_string());
 }
 
+/// Awaits posts that are answered Ok. Shards that do not run are started, also one that the other's end took with it: the
+/// embedded engine sometimes crashes when who it talks to goes away in the middle.
+async fn more_good(shards: &mut [ClickHouse; 2], good: &Mutex<Vec<u64>>, least: usize) {
+    let before = good.lock().await.len();
+    eventually("posts are answered", async || {
+        for shard in shards.iter_mut() {
+            if !shard.runs() {
+                tokio::task::block_in_place(|| shard.restart());
+            }
+        }
+        (good.lock().await.len() >= before + least).then_some(())
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_shard_killed_under_load_loses_and_doubles_nothing() {
     let mut shards = ClickHouse::start_shards();
@@ -78,40 +93,23 @@ async fn a_shard_killed_under_load_loses_and_doubles_nothing() {
                             assert_eq!(answer.accepted, BATCH);
                             good.lock().await.push(number);
                         }
-                        Err(why @ (Error::Unavailable { .. } | Error::Overloaded { .. })) => {
-                            eprintln!("{number} {why:?}");
-                            failed.lock().await.push(number)
-                        }
+                        Err(Error::Unavailable { .. } | Error::Overloaded { .. }) => failed.lock().await.push(number),
                         Err(other) => panic!("{other:?}"),
                     }
                 }
             })
         })
         .collect();
-    let more_good = async |least: usize| {
-        let before = good.lock().await.len();
-        eventually("posts are answered", async || (good.lock().await.len() >= before + least).then_some(())).await;
-    };
     // The one that the gateway talks to last: as it is alone it must not answer for both.
     for killed in [1, 0] {
-        more_good(20).await;
-        eprintln!("KILL {killed}");
+        more_good(&mut shards, &good, 20).await;
         shards[killed].kill();
         let before = failed.lock().await.len();
         eventually("posts are refused", async || (failed.lock().await.len() > before).then_some(())).await;
-        eprintln!("REFUSED");
         let asked = lab.service.fetch_usage(&Lab::caller(), "count", total()).await;
         assert!(matches!(asked, Err(Error::Unavailable { .. })), "half of the events are no answer: {asked:?}");
-        eprintln!("ASKED");
-        shards = tokio::task::spawn_blocking(move || {
-            shards[killed].restart();
-            eprintln!("RESTARTED");
-            shards
-        })
-        .await
-        .unwrap();
     }
-    more_good(20).await;
+    more_good(&mut shards, &good, 20).await;
     stop.store(true, Ordering::SeqCst);
     for post in posts {
         post.await.unwrap();
