@@ -25,6 +25,11 @@ quickstart: setup ## See it work: usage from real events in one terminal (ONCE=1
 .PHONY: test
 test: setup setup-kubernetes lint ## Pass every test, against a real ClickHouse and a real Kubernetes API server
 	cargo test --locked --no-fail-fast
+	$(MAKE) test-shards
+
+.PHONY: test-shards
+test-shards: setup ## Pass the tests of counting again, on two shards
+	KUBEMETER_TEST_SHARDS=1 cargo test --locked --no-fail-fast --test it -- counting:: customers:: windows:: edits::
 
 .PHONY: lint
 lint: ## Check formatting, lints, licences of dependencies

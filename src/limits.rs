@@ -82,3 +82,7 @@ pub const REVIEWS: usize = 32;
 pub const API_KEY_BYTES: RangeInclusive<usize> = 32..=512;
 /// Largest file of API keys, in bytes: what a Secret holds at most.
 pub const API_KEYS_BYTES: u64 = 1_024 * 1_024;
+/// Longest name of a ClickHouse cluster, in bytes: what a file name holds.
+pub const CLUSTER_NAME_BYTES: usize = 255;
+/// Most shards of a ClickHouse cluster: every question asks each of them.
+pub const SHARDS: usize = 64;

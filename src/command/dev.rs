@@ -21,6 +21,9 @@ use crate::registry::folder::FolderRegistry;
 /// One line that says what could not be done, and why.
 pub async fn run(args: DevArgs) -> Result<(), String> {
     let stop = super::stop::token(args.stop_with_stdin)?;
+    if args.clickhouse_url.is_none() && args.account.clickhouse_cluster.is_some() {
+        return Err("--clickhouse-cluster needs --clickhouse-url: the embedded engine is one server".to_owned());
+    }
     // Everything that may be refused comes before the engine, which takes longest.
     let listener = TcpListener::bind(args.listen).await.map_err(|why| engine::Error::Listen { address: args.listen, why }.to_string())?;
     let address = listener.local_addr().map_err(|why| why.to_string())?;

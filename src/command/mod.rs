@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::limits;
-use crate::warehouse::{Warehouse, WarehouseOptions};
+use crate::warehouse::{Cluster, Topology, Warehouse, WarehouseOptions};
 
 pub mod check;
 pub mod clickhouse;
@@ -92,6 +92,28 @@ pub struct ClickhouseAccount {
     /// File with the user's password.
     #[arg(long, env = "KUBEMETER_CLICKHOUSE_PASSWORD_FILE")]
     pub clickhouse_password_file: Option<PathBuf>,
+    /// Keep the tables on the shards of this cluster, one of the server's `remote_servers`; see docs/scaling.md.
+    #[arg(long, env = "KUBEMETER_CLICKHOUSE_CLUSTER")]
+    pub clickhouse_cluster: Option<String>,
+    /// How many shards the cluster has. It can't be changed later; default: as many as --clickhouse-nodes.
+    #[arg(long, env = "KUBEMETER_CLICKHOUSE_SHARDS", requires = "clickhouse_cluster")]
+    pub clickhouse_shards: Option<usize>,
+    /// HTTP interfaces of all servers of the cluster, with commas between: each is sent the DDL. Default: ClickHouse is
+    /// asked to do that (ON CLUSTER), which needs a Keeper.
+    #[arg(long, env = "KUBEMETER_CLICKHOUSE_NODES", requires = "clickhouse_cluster", value_delimiter = ',')]
+    pub clickhouse_nodes: Vec<String>,
+}
+
+impl ClickhouseAccount {
+    fn topology(&self) -> Result<Topology, String> {
+        let Some(name) = &self.clickhouse_cluster else { return Ok(Topology::Single) };
+        if self.clickhouse_nodes.iter().any(|url| url.contains('@')) {
+            return Err(
+                "--clickhouse-nodes has a user or password in it: give them by --clickhouse-user and --clickhouse-password-file".to_owned()
+            );
+        }
+        Cluster::new(name.clone(), self.clickhouse_shards, self.clickhouse_nodes.clone()).map(Topology::Cluster)
+    }
 }
 
 impl ClickhouseOptions {
@@ -106,6 +128,7 @@ impl ClickhouseOptions {
                 "--clickhouse-url has a user or password in it: give them by --clickhouse-user and --clickhouse-password-file".to_owned()
             );
         }
+        let topology = self.account.topology()?;
         let password = match &self.account.clickhouse_password_file {
             None => String::new(),
             Some(file) => {
@@ -117,6 +140,7 @@ impl ClickhouseOptions {
             database: self.account.clickhouse_database.clone(),
             user: self.account.clickhouse_user.clone(),
             password: password.trim_end().to_owned(),
+            topology,
         }))
     }
 }

@@ -88,6 +88,7 @@ impl Job {
 
     async fn note(&self, state: TableState) -> Result<(), Error> {
         let note = TableNote { state, ..self.note.clone() };
-        Ok(self.warehouse.run_ddl(&schema::alter_note(self.warehouse.database(), &self.table, &note)?).await?)
+        let warehouse = &self.warehouse;
+        Ok(warehouse.run_ddl(&schema::alter_note(warehouse.topology(), warehouse.database(), &self.table, &note)?).await?)
     }
 }

@@ -10,6 +10,7 @@ use super::{Error, Outcome, Reconciler, transition};
 use crate::api::{ActiveMeter, BackfillProgress, ConditionType, Conditions, DeletionPolicy, Meter, MeterStatus, Reason};
 use crate::meter::{Definition, Measure};
 use crate::plan::{Observed, Step, plan};
+use crate::warehouse::Topology;
 use crate::warehouse::schema::{self, Layout, TableNote, TableState};
 
 /// How often a Meter whose table is being filled is looked at again.
@@ -67,9 +68,10 @@ impl Reconciler {
         let observed = self.observe(&meter.uid().unwrap_or_default()).await?;
         for (table, note) in &observed.tables {
             self.backfills.stop(table);
-            self.warehouse.run_ddl(&schema::drop_table(self.warehouse.database(), &schema::view(table))).await?;
+            let (topology, database) = (self.warehouse.topology(), self.warehouse.database());
+            self.warehouse.run_ddl(&topology.drop_one(database, &schema::view(table))).await?;
             match meter.spec.deletion_policy {
-                DeletionPolicy::Delete => self.warehouse.run_ddl(&schema::drop_table(self.warehouse.database(), table)).await?,
+                DeletionPolicy::Delete => self.warehouse.run_all_ddl(&topology.drop(database, table)).await?,
                 DeletionPolicy::Retain => self.note(table, &TableNote { state: TableState::Retained, ..note.clone() }).await?,
             }
         }
@@ -98,17 +100,21 @@ impl Reconciler {
         observed: &Observed,
     ) -> Result<Option<BackfillProgress>, Error> {
         let warehouse = &self.warehouse;
-        let database = warehouse.database();
+        let (topology, database) = (warehouse.topology(), warehouse.database());
         let landing = schema::Landing::of(&note.namespace, &definition.event_type).to_string();
         match step {
             Step::CreateTable => {
                 warehouse.ensure_landing(&landing).await?;
-                warehouse.run_ddl(&layout.create_table(database, target, note)?).await?;
+                warehouse.run_all_ddl(&layout.create_table(topology, database, target, note)?).await?;
             }
-            Step::Reset => self.note(target, note).await?,
+            Step::Reset => {
+                self.on_every_shard(layout, target, note).await?;
+                self.note(target, note).await?;
+            }
             Step::CreateView => {
                 warehouse.ensure_landing(&landing).await?;
-                warehouse.run_ddl(&layout.create_view(database, target)).await?;
+                self.on_every_shard(layout, target, note).await?;
+                warehouse.run_ddl(&layout.create_view(topology, database, target)).await?;
             }
             // An INSERT that began before the view was made may store events after the backfill has passed their place.
             // Those that begin now meet the view.
@@ -134,15 +140,25 @@ impl Reconciler {
                     return Err(Error::Unavailable(format!("table {table} is no longer as it was planned to be dropped")));
                 }
                 self.backfills.stop(table);
-                warehouse.run_ddl(&schema::drop_table(database, &schema::view(table))).await?;
-                warehouse.run_ddl(&schema::drop_table(database, table)).await?;
+                warehouse.run_ddl(&topology.drop_one(database, &schema::view(table))).await?;
+                warehouse.run_all_ddl(&topology.drop(database, table)).await?;
             }
         }
         Ok(None)
     }
 
+    /// Makes a table on the shards that lack it, because making it was cut off or the shard came back empty.
+    async fn on_every_shard(&self, layout: &Layout, target: &str, note: &TableNote) -> Result<(), Error> {
+        let warehouse = &self.warehouse;
+        if let topology @ Topology::Cluster(_) = warehouse.topology() {
+            warehouse.run_all_ddl(&layout.create_table(topology, warehouse.database(), target, note)?).await?;
+        }
+        Ok(())
+    }
+
     async fn note(&self, table: &str, note: &TableNote) -> Result<(), Error> {
-        Ok(self.warehouse.run_ddl(&schema::alter_note(self.warehouse.database(), table, note)?).await?)
+        let warehouse = &self.warehouse;
+        Ok(warehouse.run_ddl(&schema::alter_note(warehouse.topology(), warehouse.database(), table, note)?).await?)
     }
 
     async fn ready(

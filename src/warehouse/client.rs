@@ -9,6 +9,7 @@ use clickhouse::{Client, Compression, RowOwned, RowRead};
 use serde::Serialize;
 
 use super::sql;
+use super::topology::Topology;
 
 /// Deadline of statements that answer at once: DDL, look-ups, listings.
 const SHORT: Duration = Duration::from_secs(30);
@@ -28,12 +29,17 @@ pub struct WarehouseOptions {
     pub user: String,
     /// Password; empty: none.
     pub password: String,
+    /// Where the tables are.
+    pub topology: Topology,
 }
 
 /// One ClickHouse and one database in it. Cheap to clone.
 #[derive(Clone)]
 pub struct Warehouse {
     client: Client,
+    /// The servers that DDL and deletions are sent to.
+    nodes: Vec<Client>,
+    topology: Arc<Topology>,
     database: String,
     /// What was made in this process's life: `""` for the standing tables, else a landing table's name.
     made: Arc<Mutex<HashSet<String>>>,
@@ -53,8 +59,9 @@ pub enum Error {
     Refused(String),
 }
 
-/// ClickHouse error codes by which it says "not now": timeouts, memory, parts, read-only tables, disk, Keeper.
-const PASSING_CODES: &[u32] = &[159, 164, 202, 209, 210, 236, 241, 242, 243, 252, 285, 286, 319, 394, 425, 439, 999];
+/// ClickHouse error codes by which it says "not now": timeouts, memory, parts, read-only tables, disk, a shard that
+/// is away or just went, Keeper.
+const PASSING_CODES: &[u32] = &[32, 159, 164, 202, 209, 210, 236, 241, 242, 243, 252, 279, 285, 286, 319, 394, 425, 439, 999];
 /// `UNKNOWN_TABLE`, `UNKNOWN_DATABASE`.
 const UNKNOWN_TABLE_CODES: &[u32] = &[60, 81];
 
@@ -174,6 +181,18 @@ fn bounded(query: clickhouse::query::Query, deadline: Duration) -> clickhouse::q
     query.with_setting("max_execution_time", deadline.as_secs().to_string())
 }
 
+/// What makes several servers answer as one does.
+fn on_shards(client: Client) -> Client {
+    client
+        // Confirmed is an INSERT when every shard has confirmed its rows.
+        .with_setting("distributed_foreground_insert", "1")
+        // What stands after IN and JOIN is of all shards, too, and read once.
+        .with_setting("distributed_product_mode", "global")
+        .with_setting("parallel_distributed_insert_select", "0")
+        // A shard that is away is an error, not a smaller number.
+        .with_setting("skip_unavailable_shards", "0")
+}
+
 impl Warehouse {
     /// Sets up a client; nothing is sent yet.
     pub fn new(options: &WarehouseOptions) -> Self {
@@ -195,13 +214,35 @@ impl Warehouse {
         if !options.password.is_empty() {
             client = client.with_password(&options.password);
         }
-        Self { client, database: options.database.clone(), made: Arc::default() }
+        let mut nodes = vec![client.clone()];
+        if let Topology::Cluster(cluster) = &options.topology {
+            client = on_shards(client);
+            nodes = match cluster.nodes() {
+                [] => vec![client.clone()],
+                nodes => nodes.iter().map(|url| client.clone().with_url(url)).collect(),
+            };
+        }
+        let topology = Arc::new(options.topology.clone());
+        Self { client, nodes, topology, database: options.database.clone(), made: Arc::default() }
     }
 
     /// A statement; `sql` has `{name:Type}` where values go.
     pub fn query(&self, sql: &str) -> Query<'_> {
-        let inner = self.client.query_raw(sql);
-        Query { warehouse: self, inner, deadline: SHORT }
+        self.query_of(&self.client, sql)
+    }
+
+    /// The same statement for each server that DDL is sent to.
+    pub(super) fn query_each(&self, sql: &str) -> impl Iterator<Item = Query<'_>> {
+        self.nodes.iter().map(move |node| self.query_of(node, sql))
+    }
+
+    fn query_of(&self, node: &Client, sql: &str) -> Query<'_> {
+        Query { warehouse: self, inner: node.query_raw(sql), deadline: SHORT }
+    }
+
+    /// Where the tables are.
+    pub fn topology(&self) -> &Topology {
+        &self.topology
     }
 
     /// A table's full name, quoted.

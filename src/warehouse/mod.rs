@@ -11,8 +11,10 @@ pub mod schema;
 pub mod select;
 pub mod sql;
 mod tables;
+mod topology;
 
 pub use client::{Error, Query, Warehouse, WarehouseOptions};
 pub use identities::{IdentityPart, IdentityTable, StoredKey};
 pub use listings::{EventRecord, RejectRecord};
 pub use tables::{BACKFILL, insert_name};
+pub use topology::{Cluster, Topology};

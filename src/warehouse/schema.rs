@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::row::COLUMNS;
 use super::sql::{identifier, literal};
+use super::topology::{ShardBy, Topology};
 use crate::event::{JsonPath, plain_key};
 use crate::meter::{DecimalAggregation, Definition, Measure};
 
@@ -72,43 +73,74 @@ const MERGED_SELDOM: &str = "merge_selector_base = 30";
 const MERGED_WHEN_QUIET: &str = "min_age_to_force_merge_seconds = 600, min_age_to_force_merge_on_partition_only = 1";
 
 /// Statements that make the database and the tables that are there once. Each may run again.
-pub fn bootstrap(database: &str) -> Vec<String> {
-    let db = identifier(database);
-    vec![
-        format!("CREATE DATABASE IF NOT EXISTS {db}"),
+pub fn bootstrap(topology: &Topology, database: &str) -> Vec<String> {
+    let mut all = vec![format!("CREATE DATABASE IF NOT EXISTS {}{}", identifier(database), topology.on_cluster())];
+    for (table, by, definition) in standing() {
+        all.extend(topology.create(database, table, &definition, by, None));
+    }
+    all
+}
+
+/// The tables that are there once: name, what a cluster shards them by, definition.
+fn standing() -> [(&'static str, ShardBy, String); 6] {
+    [
         // A cancelled event stays, with its cancellation: it is listed, and a later sending of it stays cancelled.
         // Events that come again are looked up by their whole key: small granules make that cheap.
-        format!(
-            "CREATE TABLE IF NOT EXISTS {db}.events ({EVENT_COLUMNS}) ENGINE = ReplacingMergeTree(version) \
+        (
+            "events",
+            ShardBy::Subject,
+            format!(
+                "({EVENT_COLUMNS}) ENGINE = ReplacingMergeTree(version) \
              PARTITION BY toYYYYMM(time) ORDER BY (namespace, type, subject, time, id) SETTINGS index_granularity = 1024, {DURABLE}, {MERGED_WHEN_QUIET}, {MERGED_SELDOM}"
+            ),
         ),
         // Claims are never changed. Of several of one id, from gateways at the same moment, the first block's counts: block
         // numbers are given in the order in which INSERTs become visible, and kept through merges.
-        format!(
-            "CREATE TABLE IF NOT EXISTS {db}.identities (id UInt128, namespace String, type String, subject String, \
+        (
+            "identities",
+            ShardBy::Identity,
+            format!(
+                "(id UInt128, namespace String, type String, subject String, \
              time DateTime64(3, 'UTC')) ENGINE = MergeTree ORDER BY id \
              SETTINGS index_granularity = 512, enable_block_number_column = 1, {DURABLE}, {MERGED_SELDOM}"
+            ),
         ),
-        format!(
-            "CREATE TABLE IF NOT EXISTS {db}.subjects (namespace LowCardinality(String), subject String, customer String, uid UUID, \
+        (
+            "subjects",
+            ShardBy::Subject,
+            format!(
+                "(namespace LowCardinality(String), subject String, customer String, uid UUID, \
              created DateTime64(3, 'UTC'), version UInt64, is_deleted UInt8) ENGINE = ReplacingMergeTree(version, is_deleted) \
              ORDER BY (namespace, subject, customer, uid) SETTINGS {DURABLE}"
+            ),
         ),
-        format!(
-            "CREATE TABLE IF NOT EXISTS {db}.cancellations (namespace LowCardinality(String), cancellation UUID, created DateTime64(6, 'UTC'), \
+        (
+            "cancellations",
+            ShardBy::Cancellation,
+            format!(
+                "(namespace LowCardinality(String), cancellation UUID, created DateTime64(6, 'UTC'), \
              reason String, cancelled UInt64, reverted Nullable(DateTime64(6, 'UTC')), version UInt64, cancelled_by String, reverted_by String) \
              ENGINE = ReplacingMergeTree(version) ORDER BY (namespace, cancellation) SETTINGS {DURABLE}"
+            ),
         ),
-        format!(
-            "CREATE TABLE IF NOT EXISTS {db}.cancelled_events (namespace LowCardinality(String), cancellation UUID, \
+        (
+            "cancelled_events",
+            ShardBy::Subject,
+            format!(
+                "(namespace LowCardinality(String), cancellation UUID, \
              type LowCardinality(String), subject String, time DateTime64(3, 'UTC'), id UInt128) \
              ENGINE = ReplacingMergeTree ORDER BY (namespace, cancellation, type, subject, time, id) SETTINGS {DURABLE}"
+            ),
         ),
-        format!(
-            "CREATE TABLE IF NOT EXISTS {db}.rejects (namespace LowCardinality(String), received DateTime64(6, 'UTC'), reject_id UUID, \
+        (
+            "rejects",
+            ShardBy::Reject,
+            format!(
+                "(namespace LowCardinality(String), received DateTime64(6, 'UTC'), reject_id UUID, \
              source String, event_id String, subject String, code LowCardinality(String), message String, event String CODEC(ZSTD), version UInt64, is_deleted UInt8) \
              ENGINE = ReplacingMergeTree(version, is_deleted) PARTITION BY toYYYYMM(received) ORDER BY (namespace, received, reject_id) \
              TTL toDateTime(received) + INTERVAL 90 DAY SETTINGS {DURABLE}"
+            ),
         ),
     ]
 }
@@ -116,14 +148,21 @@ pub fn bootstrap(database: &str) -> Vec<String> {
 /// Statements that make a landing table with its standing view. Each may run again.
 ///
 /// Whoever inserts into a landing table runs them first: a table without its view would swallow events.
-pub fn create_landing(database: &str, landing: &str) -> Vec<String> {
+pub fn create_landing(topology: &Topology, database: &str, landing: &str) -> Vec<String> {
+    let mut all = topology.create(database, landing, &format!("({EVENT_COLUMNS}) ENGINE = Null"), ShardBy::Subject, None);
     let db = identifier(database);
-    let table = identifier(landing);
-    let events = identifier(&format!("{landing}_events"));
-    vec![
-        format!("CREATE TABLE IF NOT EXISTS {db}.{table} ({EVENT_COLUMNS}) ENGINE = Null"),
-        format!("CREATE MATERIALIZED VIEW IF NOT EXISTS {db}.{events} TO {db}.events AS SELECT {COLUMNS} FROM {db}.{table}"),
-    ]
+    // Before the front table of a cluster, which would let INSERTs through to shards without it.
+    all.insert(
+        1,
+        format!(
+            "CREATE MATERIALIZED VIEW IF NOT EXISTS {db}.{}{} TO {db}.{} AS SELECT {COLUMNS} FROM {db}.{}",
+            identifier(&format!("{landing}_events")),
+            topology.on_cluster(),
+            identifier(&topology.stored("events")),
+            identifier(&topology.stored(landing))
+        ),
+    );
+    all
 }
 
 /// What a meter table's comment says: whose it is and how far it has come. The operator trusts nothing else.
@@ -238,27 +277,35 @@ impl Layout {
         format!("meter_{}_{:016x}", uid.replace('-', ""), xxhash_rust::xxh3::xxh3_64(text.as_bytes()))
     }
 
-    /// Makes the table.
-    pub fn create_table(&self, database: &str, table: &str, note: &TableNote) -> Result<String, serde_json::Error> {
+    /// Statements that make the table.
+    ///
+    /// # Errors
+    /// When the note can't be written as JSON.
+    pub fn create_table(
+        &self,
+        topology: &Topology,
+        database: &str,
+        table: &str,
+        note: &TableNote,
+    ) -> Result<Vec<String>, serde_json::Error> {
         let columns = self.columns.iter().map(|(name, kind, _)| format!("{} {kind}", identifier(name))).collect::<Vec<_>>().join(", ");
         let ttl = self.retention_days.map(ttl).map(|ttl| format!(" TTL {ttl}")).unwrap_or_default();
-        Ok(format!(
-            "CREATE TABLE IF NOT EXISTS {}.{} ({columns}) ENGINE = ReplacingMergeTree(version, is_deleted) \
-             PARTITION BY toYYYYMM(time) ORDER BY (subject, time, id){ttl} SETTINGS {DURABLE}, {MERGED_WHEN_QUIET} COMMENT {}",
-            identifier(database),
-            identifier(table),
-            literal(&serde_json::to_string(note)?)
-        ))
+        let definition = format!(
+            "({columns}) ENGINE = ReplacingMergeTree(version, is_deleted) PARTITION BY toYYYYMM(time) \
+             ORDER BY (subject, time, id){ttl} SETTINGS {DURABLE}, {MERGED_WHEN_QUIET}"
+        );
+        Ok(topology.create(database, table, &definition, ShardBy::Subject, Some(&serde_json::to_string(note)?)))
     }
 
-    /// Makes the view that feeds the table from its landing table.
-    pub fn create_view(&self, database: &str, table: &str) -> String {
+    /// Makes the view that feeds the table from its landing table; on a cluster a shard's from the shard's.
+    pub fn create_view(&self, topology: &Topology, database: &str, table: &str) -> String {
         let db = identifier(database);
         format!(
-            "CREATE MATERIALIZED VIEW IF NOT EXISTS {db}.{} TO {db}.{} AS {}",
+            "CREATE MATERIALIZED VIEW IF NOT EXISTS {db}.{}{} TO {db}.{} AS {}",
             identifier(&view(table)),
-            identifier(table),
-            self.select(database, &Landing::of(&self.namespace, &self.event_type).to_string(), "")
+            topology.on_cluster(),
+            identifier(&topology.stored(table)),
+            self.select(database, &topology.stored(&Landing::of(&self.namespace, &self.event_type).to_string()), "")
         )
     }
 
@@ -300,13 +347,17 @@ fn ttl(days: u32) -> String {
 }
 
 /// Changes what a table's comment says.
-pub fn alter_note(database: &str, table: &str, note: &TableNote) -> Result<String, serde_json::Error> {
-    Ok(format!("ALTER TABLE {}.{} MODIFY COMMENT {}", identifier(database), identifier(table), literal(&serde_json::to_string(note)?)))
-}
-
-/// Drops a table or view, and waits until it is gone.
-pub fn drop_table(database: &str, table: &str) -> String {
-    format!("DROP TABLE IF EXISTS {}.{} SYNC", identifier(database), identifier(table))
+///
+/// # Errors
+/// When the note can't be written as JSON.
+pub fn alter_note(topology: &Topology, database: &str, table: &str, note: &TableNote) -> Result<String, serde_json::Error> {
+    Ok(format!(
+        "ALTER TABLE {}.{}{} MODIFY COMMENT {}",
+        identifier(database),
+        identifier(table),
+        topology.on_cluster(),
+        literal(&serde_json::to_string(note)?)
+    ))
 }
 
 /// Group names with their columns, for queries.

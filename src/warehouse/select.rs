@@ -107,10 +107,13 @@ fn conditions(database: &str, namespace: &str, definition: &Definition, query: &
     all
 }
 
+/// Start of the year 1, in ms: no event is earlier, and a time before it that is sent on to a shard as text is none there.
+const YEAR_ONE: i64 = -62_135_596_800_000;
+
 /// Stored times are whole milliseconds, so a bound between two of them is the later one, for `>=` and for `<`.
 fn ceil_ms(time: jiff::Timestamp) -> i64 {
     let ms = time.as_millisecond();
-    if i128::from(ms) * 1_000_000 < time.as_nanosecond() { ms + 1 } else { ms }
+    if i128::from(ms) * 1_000_000 < time.as_nanosecond() { ms + 1 } else { ms }.max(YEAR_ONE)
 }
 
 /// The aggregate function with a combinator (`""` or `"State"`).

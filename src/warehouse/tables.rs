@@ -5,6 +5,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::client::PARAM_BYTES;
+use super::topology::{LOCAL, Topology};
 use super::{Error, Warehouse, schema};
 use crate::limits;
 use crate::warehouse::schema::TableNote;
@@ -26,18 +27,33 @@ impl Warehouse {
     /// # Errors
     /// See [`Error`].
     pub async fn run_ddl(&self, statement: &str) -> Result<(), Error> {
-        self.query(statement).within(Duration::from_secs(60)).run().await
+        for query in self.query_each(statement) {
+            query.within(Duration::from_secs(60)).run().await?;
+        }
+        Ok(())
+    }
+
+    /// Runs DDL statements one after the other.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn run_all_ddl(&self, statements: &[String]) -> Result<(), Error> {
+        for statement in statements {
+            self.run_ddl(statement).await?;
+        }
+        Ok(())
     }
 
     /// Makes the database and its standing tables, once per process. Where they are there it only looks.
     ///
     /// # Errors
-    /// See [`Error`].
+    /// See [`Error`]; [`Error::Refused`] also when what is there is of another topology.
     pub async fn ensure_bootstrap(&self) -> Result<(), Error> {
         if self.was_made("") {
             return Ok(());
         }
-        self.make_missing(&schema::bootstrap(self.database())).await?;
+        self.check_topology().await?;
+        self.make_missing(&schema::bootstrap(self.topology(), self.database())).await?;
         self.add_cancellation_columns().await?;
         self.note_made("");
         Ok(())
@@ -52,7 +68,7 @@ impl Warehouse {
         if self.was_made(landing) {
             return Ok(());
         }
-        self.make_missing(&schema::create_landing(self.database(), landing)).await?;
+        self.make_missing(&schema::create_landing(self.topology(), self.database(), landing)).await?;
         self.note_made(landing);
         Ok(())
     }
@@ -62,18 +78,18 @@ impl Warehouse {
     async fn make_missing(&self, statements: &[String]) -> Result<(), Error> {
         let made: Vec<&str> = statements.iter().filter_map(|statement| made_by(statement, self.database())).collect();
         let there: u64 = self
-            .query("SELECT count() FROM system.tables WHERE database = {database:String} AND name IN {names:Array(String)}")
+            .query(&format!(
+                "SELECT count() FROM {} WHERE database = {{database:String}} AND name IN {{names:Array(String)}}",
+                self.topology().system("tables")
+            ))
             .bind("database", self.database())
             .bind("names", made.as_slice())
             .one()
             .await?;
-        if there == made.len() as u64 {
+        if there == (made.len() * self.topology().servers()) as u64 {
             return Ok(());
         }
-        for statement in statements {
-            self.run_ddl(statement).await?;
-        }
-        Ok(())
+        self.run_all_ddl(statements).await
     }
 
     /// ClickHouse's clock, µs since 1970.
@@ -84,16 +100,23 @@ impl Warehouse {
         self.query("SELECT toUnixTimestamp64Micro(now64(6))").one().await
     }
 
-    /// Names and comments of the tables and views with a prefix.
+    /// Names and comments of the tables and views with a prefix. On a cluster a view that a shard lacks is not there, and
+    /// of comments that differ, because writing them was cut off, it is one: each step of a plan may run again.
     ///
     /// # Errors
     /// See [`Error`].
     pub async fn tables_with_prefix(&self, prefix: &str) -> Result<Vec<(String, String)>, Error> {
-        self.query("SELECT name, comment FROM system.tables WHERE database = {database:String} AND startsWith(name, {prefix:String}) ORDER BY name")
-            .bind("database", self.database())
-            .bind("prefix", prefix)
-            .rows()
-            .await
+        let with_prefix = "database = {database:String} AND startsWith(name, {prefix:String})";
+        let sql = match self.topology() {
+            Topology::Single => format!("SELECT name, comment FROM system.tables WHERE {with_prefix} ORDER BY name"),
+            topology @ Topology::Cluster(cluster) => format!(
+                "SELECT name, min(t.comment) AS comment FROM {} AS t WHERE {with_prefix} AND NOT endsWith(name, '{LOCAL}') \
+                 GROUP BY name HAVING any(engine) != 'MaterializedView' OR count() = {} ORDER BY name",
+                topology.system("tables"),
+                cluster.shards()
+            ),
+        };
+        self.query(&sql).bind("database", self.database()).bind("prefix", prefix).rows().await
     }
 
     /// Whether ClickHouse knows a time zone: its list may be older than ours.
@@ -117,12 +140,16 @@ impl Warehouse {
 
     /// Waits until no statement runs that runs now and has a name that starts so.
     async fn await_named(&self, prefix: &str, within: Duration) -> Result<(), Error> {
-        let running = "SELECT query_id FROM system.processes WHERE startsWith(query_id, {prefix:String})";
-        let began: Vec<String> = self.query(running).bind("prefix", prefix).rows().await?;
+        // On a shard a part of a statement has a name of its own, and knows that of the whole.
+        let running = format!(
+            "SELECT DISTINCT initial_query_id FROM {} WHERE startsWith(initial_query_id, {{prefix:String}})",
+            self.topology().system("processes")
+        );
+        let began: Vec<String> = self.query(&running).bind("prefix", prefix).rows().await?;
         let deadline = tokio::time::Instant::now() + within;
         let mut pause = Duration::from_millis(2);
         loop {
-            let now: Vec<String> = self.query(running).bind("prefix", prefix).rows().await?;
+            let now: Vec<String> = self.query(&running).bind("prefix", prefix).rows().await?;
             if !now.iter().any(|id| began.contains(id)) {
                 return Ok(());
             }
@@ -226,8 +253,7 @@ impl Warehouse {
             notes.iter().filter(|(_, comment)| serde_json::from_str::<TableNote>(comment).is_ok_and(|note| note.namespace == namespace));
         for subjects in subjects.chunks(SUBJECTS) {
             for (table, _) in meters.clone() {
-                let sql = format!("ALTER TABLE {} DELETE WHERE subject IN {{subjects:Array(String)}}", self.table(table));
-                self.query(&sql).bind("subjects", subjects).within(deadline).run().await?;
+                self.delete(table, "subject IN {subjects:Array(String)}", namespace, subjects, deadline).await?;
             }
             for table in ["events", "cancelled_events", "rejects", "identities"] {
                 self.delete_subjects(namespace, table, subjects, deadline).await?;
@@ -237,12 +263,56 @@ impl Warehouse {
     }
 
     async fn delete_subjects(&self, namespace: &str, table: &str, subjects: &[&str], deadline: Duration) -> Result<(), Error> {
-        let sql = format!(
-            "ALTER TABLE {} DELETE WHERE namespace = {{namespace:String}} AND subject IN {{subjects:Array(String)}}",
-            self.table(table)
-        );
-        self.query(&sql).bind("namespace", namespace).bind("subjects", subjects).within(deadline).run().await
+        let of = "namespace = {namespace:String} AND subject IN {subjects:Array(String)}";
+        self.delete(table, of, namespace, subjects, deadline).await
     }
+
+    async fn delete(&self, table: &str, of: &str, namespace: &str, subjects: &[&str], deadline: Duration) -> Result<(), Error> {
+        let topology = self.topology();
+        let sql = format!("ALTER TABLE {}{} DELETE WHERE {of}", self.table(&topology.stored(table)), topology.on_cluster());
+        for query in self.query_each(&sql) {
+            query.bind("namespace", namespace).bind("subjects", subjects).within(deadline).run().await?;
+        }
+        Ok(())
+    }
+
+    /// Makes sure that ClickHouse is what the options say, and that no table was made for something else: rows would be
+    /// where nobody looks for them.
+    async fn check_topology(&self) -> Result<(), Error> {
+        let tables = self.topology().system("tables");
+        let events = format!("FROM {tables} WHERE database = {{database:String}} AND name = 'events'");
+        let count = async |sql: &str| self.query(sql).bind("database", self.database()).one::<u64>().await;
+        let Topology::Cluster(cluster) = self.topology() else {
+            let sharded = count(&format!("SELECT count() {events} AND engine = 'Distributed'")).await?;
+            return refused(sharded == 0, || format!("database {} is on a cluster: start with its --clickhouse-cluster", self.database()));
+        };
+        let name = cluster.name();
+        let known = "SELECT count(), countIf(replica_num > 1), uniqExact(shard_weight) FROM system.clusters WHERE cluster = {name:String}";
+        let (servers, copies, weights): (u64, u64, u64) = self.query(known).bind("name", name).one().await?;
+        refused(servers > 0, || format!("it knows no cluster {name}: name one of its remote_servers by --clickhouse-cluster"))?;
+        refused(copies == 0, || {
+            format!(
+                "cluster {name} has shards of several replicas, which can't tell which claim was first (docs/scaling.md): name one with a server for each shard"
+            )
+        })?;
+        refused(weights == 1, || format!("cluster {name} has shards of different weights: make them equal"))?;
+        let shards = cluster.shards();
+        refused(usize::try_from(servers) == Ok(shards), || {
+            format!("cluster {name} has {servers} shards, and --clickhouse-shards or --clickhouse-nodes say {shards}")
+        })?;
+        let other = format!("SELECT count() {events} AND NOT endsWith(engine_full, {{mark:String}})");
+        let other: u64 = self.query(&other).bind("database", self.database()).bind("mark", cluster.mark()).one().await?;
+        refused(other == 0, || {
+            format!(
+                "database {} was not made for {shards} shards: the number of shards can't be changed (docs/scaling.md)",
+                self.database()
+            )
+        })
+    }
+}
+
+fn refused(holds: bool, why: impl FnOnce() -> String) -> Result<(), Error> {
+    if holds { Ok(()) } else { Err(Error::Refused(why())) }
 }
 
 /// The table or view that a statement makes, unless it is there.

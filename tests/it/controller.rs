@@ -72,6 +72,9 @@ async fn without_clickhouse() -> Reconciler {
             clickhouse_database: "kubemeter".into(),
             clickhouse_user: "default".into(),
             clickhouse_password_file: None,
+            clickhouse_cluster: None,
+            clickhouse_shards: None,
+            clickhouse_nodes: Vec::new(),
         },
     };
     Reconciler::connect(&options).await.unwrap()

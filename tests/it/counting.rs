@@ -256,7 +256,7 @@ async fn a_gateway_knows_what_another_one_stored_whatever_was_merged_or_emptied(
         let events: Vec<Value> = (0..50).map(|i| event(&format!("r{round}-{i}"), "t", subject, TIME, json!({}))).collect();
         json!(events)
     };
-    let (identities, copy) = (lab.warehouse.table("identities"), lab.warehouse.table("copy"));
+    let (identities, copy) = (lab.warehouse.table(&lab.warehouse.topology().stored("identities")), lab.warehouse.table("copy"));
     let run = async |sql: String| lab.warehouse.run_ddl(&sql).await.unwrap();
     for round in 0..30 {
         Lab::post_to(&other, &batch(round, "a")).await.unwrap();

@@ -14,7 +14,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use crate::lab::{Lab, NAMESPACE, event, spec, total};
-use crate::support::{ClickHouse, eventually};
+use crate::support::eventually;
 
 /// Posts batches until told to stop; counts the events that were answered Ok and those that were sent.
 struct Flow {
@@ -114,7 +114,7 @@ impl SlowInsert {
     async fn begin(lab: &Lab, name: &str) -> Self {
         let landing = Landing::of(NAMESPACE, "t").to_string();
         lab.warehouse.ensure_landing(&landing).await.unwrap();
-        let url = ClickHouse::shared().url().trim_start_matches("http://").trim_end_matches('/').to_owned();
+        let url = lab.options.url.trim_start_matches("http://").trim_end_matches('/').to_owned();
         let mut stream = TcpStream::connect(&url).await.unwrap();
         let query = format!(
             "INSERT INTO {} (namespace, type, subject, time, id, event_id, data, version) FORMAT JSONEachRow",
@@ -264,7 +264,10 @@ async fn all_history_follows_each_new_spec() {
     for (table, note) in tables(&lab, &meter).await {
         if let Some(note @ TableNote { state: TableState::Retired(_), .. }) = note {
             let long_ago = TableNote { state: TableState::Retired(1), ..note };
-            lab.warehouse.run_ddl(&schema::alter_note(lab.warehouse.database(), &table, &long_ago).unwrap()).await.unwrap();
+            lab.warehouse
+                .run_ddl(&schema::alter_note(lab.warehouse.topology(), lab.warehouse.database(), &table, &long_ago).unwrap())
+                .await
+                .unwrap();
         }
     }
     meter = lab.settle(meter).await;
@@ -290,9 +293,12 @@ async fn an_edit_taken_back_half_way_leaves_the_first_table_answering() {
         let note = TableNote { uid: uid.clone(), namespace: NAMESPACE.to_owned(), meter: "m".to_owned(), state: state.clone() };
         let database = lab.warehouse.database();
         let half = async || {
-            lab.warehouse.run_ddl(&layout(&next).create_table(database, &table, &note).unwrap()).await.unwrap();
+            lab.warehouse
+                .run_all_ddl(&layout(&next).create_table(lab.warehouse.topology(), database, &table, &note).unwrap())
+                .await
+                .unwrap();
             if has_view {
-                lab.warehouse.run_ddl(&layout(&next).create_view(database, &table)).await.unwrap();
+                lab.warehouse.run_ddl(&layout(&next).create_view(lab.warehouse.topology(), database, &table)).await.unwrap();
             }
         };
         half().await;
@@ -312,7 +318,7 @@ async fn an_edit_taken_back_half_way_leaves_the_first_table_answering() {
         assert_eq!(lab.number("m").await, "30000000", "{state:?}");
         let again = lab.settle(meter.clone()).await;
         let long_ago = TableNote { state: TableState::Retired(1), ..note.clone() };
-        lab.warehouse.run_ddl(&schema::alter_note(database, &table, &long_ago).unwrap()).await.unwrap();
+        lab.warehouse.run_ddl(&schema::alter_note(lab.warehouse.topology(), database, &table, &long_ago).unwrap()).await.unwrap();
         lab.settle(again).await;
         assert!(!tables(&lab, &meter).await.contains_key(&table));
     }

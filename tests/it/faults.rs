@@ -11,8 +11,8 @@ use kubemeter::event::{Form, parse};
 use kubemeter::ingest::{Judge, Judged};
 use kubemeter::metering::{CancelRequest, CancelTarget, Error, EventRef, Metering as _, Records as _, UsageQuery};
 use kubemeter::reconcile::Reconciler;
+use kubemeter::warehouse::Warehouse;
 use kubemeter::warehouse::row::COLUMNS;
-use kubemeter::warehouse::{Warehouse, WarehouseOptions};
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
 
@@ -221,13 +221,7 @@ async fn a_clickhouse_that_comes_back_empty_is_filled_anew() {
     let mut clickhouse = ClickHouse::start_own();
     let lab = Arc::new(Lab::on(clickhouse.url()));
     // The operator is another process: it does not hear what the gateway finds out.
-    let options = WarehouseOptions {
-        url: clickhouse.url().to_owned(),
-        database: lab.warehouse.database().to_owned(),
-        user: "default".to_owned(),
-        password: String::new(),
-    };
-    let operator = Reconciler::new(Warehouse::new(&options));
+    let operator = Reconciler::new(Warehouse::new(&lab.options));
     let meter = lab.meter("count", spec("t", Aggregation::Count, None, &[("batch", "$.batch")])).await;
     operator.meter(&meter).await.unwrap();
     lab.post(&batch(0)).await.unwrap();
@@ -286,7 +280,7 @@ async fn an_operator_alone_makes_the_tables_of_an_empty_clickhouse_again() {
 
 /// A second gateway on the database of a lab.
 fn second(lab: &Lab) -> Lab {
-    Lab::in_database(ClickHouse::shared().url(), lab.warehouse.database())
+    Lab::with(&lab.options)
 }
 
 #[derive(clickhouse::Row, serde::Deserialize)]

@@ -9,17 +9,18 @@ use kubemeter::event::{Form, parse};
 use kubemeter::metering::{Caller, Error, Ingested, Metering as _, Usage, UsageQuery};
 use kubemeter::reconcile::Reconciler;
 use kubemeter::service::Service;
-use kubemeter::warehouse::{Warehouse, WarehouseOptions};
+use kubemeter::warehouse::{Cluster, Topology, Warehouse, WarehouseOptions};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::nowhere::Nowhere;
-use crate::support::{ClickHouse, eventually};
+use crate::support::{CLUSTER, ClickHouse, eventually};
 
 /// Namespace of everything in a lab.
 pub const NAMESPACE: &str = "shop";
 
 pub struct Lab {
+    pub options: WarehouseOptions,
     pub warehouse: Warehouse,
     pub reconciler: Reconciler,
     pub catalog: Catalog,
@@ -60,22 +61,49 @@ pub fn total() -> UsageQuery {
     }
 }
 
+/// A database of its own.
+pub fn new_database() -> String {
+    format!("lab_{}", Uuid::new_v4().simple())
+}
+
+/// How to reach a ClickHouse of the tests.
+pub fn options(url: &str, database: &str, topology: Topology) -> WarehouseOptions {
+    WarehouseOptions { url: url.to_owned(), database: database.to_owned(), user: "default".to_owned(), password: String::new(), topology }
+}
+
+/// Two engines as a cluster without a Keeper.
+pub fn shards_of(shards: &[ClickHouse; 2]) -> Topology {
+    let nodes = shards.iter().map(|shard| shard.url().to_owned()).collect();
+    Topology::Cluster(Cluster::new(CLUSTER.to_owned(), None, nodes).unwrap())
+}
+
 impl Lab {
-    /// A lab on the tests' ClickHouse.
+    /// A lab on the tests' ClickHouse, or with `KUBEMETER_TEST_SHARDS` on their two shards.
     pub fn new() -> Self {
-        Self::on(ClickHouse::shared().url())
+        match std::env::var_os("KUBEMETER_TEST_SHARDS") {
+            None => Self::on(ClickHouse::shared().url()),
+            Some(_) => Self::on_shards(ClickHouse::shared_shards()),
+        }
+    }
+
+    /// A lab on a cluster of two shards.
+    pub fn on_shards(shards: &[ClickHouse; 2]) -> Self {
+        Self::with(&options(shards[0].url(), &new_database(), shards_of(shards)))
     }
 
     /// A lab on a ClickHouse.
     pub fn on(url: &str) -> Self {
-        Self::in_database(url, &format!("lab_{}", Uuid::new_v4().simple()))
+        Self::in_database(url, &new_database())
     }
 
     /// A lab on a database, which another may use too.
     pub fn in_database(url: &str, database: &str) -> Self {
-        let options =
-            WarehouseOptions { url: url.to_owned(), database: database.to_owned(), user: "default".to_owned(), password: String::new() };
-        let warehouse = Warehouse::new(&options);
+        Self::with(&options(url, database, Topology::Single))
+    }
+
+    /// A lab on a ClickHouse of some topology.
+    pub fn with(options: &WarehouseOptions) -> Self {
+        let warehouse = Warehouse::new(options);
         let catalog = Catalog::default();
         catalog.set_synced();
         let service = Service::new(
@@ -86,7 +114,7 @@ impl Lab {
             NAMESPACE.to_owned(),
             false,
         );
-        Self { reconciler: Reconciler::new(warehouse.clone()), warehouse, catalog, service, customers: vec![] }
+        Self { options: options.clone(), reconciler: Reconciler::new(warehouse.clone()), warehouse, catalog, service, customers: vec![] }
     }
 
     pub fn caller() -> Caller {

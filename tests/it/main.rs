@@ -29,6 +29,7 @@ mod registry;
 mod rig;
 mod rights;
 mod secrets;
+mod shards;
 mod tls;
 mod two_leaders;
 mod whole;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use kube::api::{Api, ListParams, PostParams};
 use kube::{CustomResourceExt, Resource};
 use kubemeter::api::{Aggregation, Customer, CustomerSpec, Meter};
-use kubemeter::warehouse::{Warehouse, WarehouseOptions};
+use kubemeter::warehouse::Warehouse;
 use serde_json::Value;
 
 use crate::lab::spec;
@@ -118,7 +118,7 @@ async fn an_idle_operator_asks_for_nothing_and_its_restart_changes_nothing() {
 
     drop(operator);
     let url = clickhouse.url().to_owned();
-    let options = WarehouseOptions { url, database: "kubemeter".into(), user: "default".into(), password: String::new() };
+    let options = crate::lab::options(&url, "kubemeter", kubemeter::warehouse::Topology::Single);
     let warehouse = Warehouse::new(&options);
     let (writes, (read, changed)) = (writes(&audit), statements(&warehouse).await);
     let operator = start();

@@ -1,7 +1,8 @@
 //! A real ClickHouse: `kubemeter clickhouse` with the engine that `make setup` has fetched.
 
 use std::hash::{BuildHasher, RandomState};
-use std::net::TcpListener;
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
 use std::process::Command;
 
 use tempfile::TempDir;
@@ -17,7 +18,11 @@ pub struct ClickHouse {
 struct Own {
     running: Running,
     directory: TempDir,
+    is_shard: bool,
 }
+
+/// Name of the cluster of [`ClickHouse::start_shards`].
+pub const CLUSTER: &str = "shards";
 
 impl ClickHouse {
     /// Starts one on a free port, which takes some 0.5 s.
@@ -38,7 +43,32 @@ impl ClickHouse {
     pub fn start_own() -> Self {
         let directory = tempfile::tempdir().expect("a temporary folder can be made");
         let (running, url) = run(&directory, &format!("127.0.0.1:{}", free_port()));
-        Self { url, own: Some(Own { running, directory }) }
+        Self { url, own: Some(Own { running, directory, is_shard: false }) }
+    }
+
+    /// Starts two that know each other as the shards of [`CLUSTER`].
+    pub fn start_shards() -> [Self; 2] {
+        let ports = [free_port(), free_port()];
+        let shards = ports.map(|port| format!("<shard><replica><host>127.0.0.1</host><port>{port}</port></replica></shard>")).concat();
+        ports.map(|port| {
+            let directory = tempfile::tempdir().expect("a temporary folder can be made");
+            // ClickHouse reads what is in the folder beside its configuration file, too.
+            let beside = directory.path().join("data/clickhouse.d");
+            std::fs::create_dir_all(&beside).expect("a folder can be made");
+            let xml = format!(
+                "<clickhouse><tcp_port>{port}</tcp_port><remote_servers><{CLUSTER}>{shards}</{CLUSTER}></remote_servers></clickhouse>"
+            );
+            std::fs::write(beside.join("cluster.xml"), xml).expect("a file can be written");
+            let (running, url) = run(&directory, &format!("127.0.0.1:{}", free_port()));
+            listen_to_shards(&url);
+            Self { url, own: Some(Own { running, directory, is_shard: true }) }
+        })
+    }
+
+    /// The shards that tests share, each in a database of its own.
+    pub fn shared_shards() -> &'static [Self; 2] {
+        static SHARED: std::sync::OnceLock<[ClickHouse; 2]> = std::sync::OnceLock::new();
+        SHARED.get_or_init(Self::start_shards)
     }
 
     /// Where it serves HTTP: `http://HOST:PORT`.
@@ -73,6 +103,9 @@ impl ClickHouse {
         let address = self.url.trim_start_matches("http://").to_owned();
         let own = self.own();
         (own.running, _) = run(&own.directory, &address);
+        if own.is_shard {
+            listen_to_shards(&self.url);
+        }
     }
 
     /// Starts another one with no data in its place: same URL.
@@ -90,6 +123,16 @@ fn run(directory: &TempDir, listen: &str) -> (Running, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_kubemeter"));
     command.args(["clickhouse", "--stop-with-stdin", "--listen", listen, "--data-dir"]).arg(directory.path().join("data"));
     Running::start(&mut command, |line| line.split_once("listening on ").map(|(_, url)| url.trim().to_owned()))
+}
+
+/// Makes an engine listen on the port by which shards talk to each other: by itself it serves HTTP only.
+fn listen_to_shards(url: &str) {
+    let statement = "SYSTEM START LISTEN TCP";
+    let mut stream = TcpStream::connect(url.trim_start_matches("http://")).expect("the engine listens");
+    write!(stream, "POST / HTTP/1.0\r\nContent-Length: {}\r\n\r\n{statement}", statement.len()).expect("the engine reads");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("the engine answers");
+    assert!(answer.lines().next().is_some_and(|line| line.contains(" 200 ")), "{answer}");
 }
 
 /// A port that nobody listens on, below those that the kernel gives to outgoing connections: between a kill and a
