@@ -19,8 +19,7 @@ const METER: &str = "late";
 const MANIFEST: &str = "late.yaml";
 
 /// Measures the figures into the report.
-pub async fn measure(setup: &Setup, sizes: &Sizes, seed: u64, report: &mut Section) -> Result<()> {
-    let events = sizes.backfill;
+pub async fn measure(setup: &Setup, sizes: &Sizes, events: u64, seed: u64, report: &mut Section) -> Result<()> {
     let pass = Pass::in_order(seed, 0..events, YEAR_MS);
     load::load(setup, &pass).await?;
     let mut reference = Reference::new();

@@ -1,11 +1,12 @@
 //! A year of many events: how queries grow, and what duplicates, late events and cancellations cost them.
 
 use std::ops::Range;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bigdecimal::BigDecimal;
 use bytes::Bytes;
 use hyper::{Method, StatusCode};
+use jiff::Timestamp;
 use serde_json::json;
 
 use crate::aim::Aim;
@@ -13,13 +14,13 @@ use crate::events::{METER, Random, SUBJECTS};
 use crate::query::of_kubemeter;
 use crate::report::{Section, Table, milliseconds, percentile, ratio};
 use crate::setup::{Setup, free_disk};
-use crate::stored::{Answer, MONTHS, Pass, Reference, SOURCE, YEAR_MS, customer, day, id};
+use crate::stored::{Answer, MONTHS, Pass, Reference, YEAR_MS, customer, day};
 use crate::{Result, Sizes, disk, load, progress};
 
 /// Room for one event while parts are merged, in bytes: some twice of what it takes at rest.
 const ROOM: u64 = 160;
-/// Events of one request to cancel.
-const CANCELLED: usize = 5_000;
+/// One customer in so many has events cancelled.
+const TENTH: u64 = 10;
 
 #[derive(Clone, Copy)]
 enum Question {
@@ -64,12 +65,15 @@ pub async fn measure(setup: &Setup, sizes: &Sizes, events: u64, seed: u64, repor
 
     load::repeat(setup, &first, 100, 41).await?;
     load::repeat(setup, &rest, 100, 41).await?;
-    bench.load(&Pass::random(seed, events..events + events / 100, YEAR_MS)).await?;
-    bench.cancel(&first).await?;
-    bench.cancel(&rest).await?;
+    let late = Pass::random(seed, events..events + events / 100, YEAR_MS);
+    bench.load(&late).await?;
+    bench.cancel(&[first, rest, late]).await?;
     setup.quiet().await?;
     let disturbed = bench.ask().await?;
     let parts_after = bench.parts().await?;
+    bench.settle().await?;
+    let settled = bench.ask().await?;
+    let parts_settled = bench.parts().await?;
 
     let [one, customers, by_day, _] = &large;
     let ms = |times: &[f64], percent| percentile(times, percent) * 1e3;
@@ -96,6 +100,8 @@ pub async fn measure(setup: &Setup, sizes: &Sizes, events: u64, seed: u64, repor
             "growth",
             "after 1 % again, 1 % late, 0.1 % cancelled",
             "ratio",
+            "quiet for a while",
+            "ratio",
         ],
     );
     for (at, (_, name)) in QUESTIONS.iter().enumerate() {
@@ -103,14 +109,26 @@ pub async fn measure(setup: &Setup, sizes: &Sizes, events: u64, seed: u64, repor
             format!("**p50 {}**, p99 {}", milliseconds(percentile(&times[at], 50)), milliseconds(percentile(&times[at], 99)))
         };
         let (growth, cost) = (p50(&large, at) / p50(&small, at), p50(&disturbed, at) / p50(&large, at));
-        table.row([(*name).to_owned(), times(&small), times(&large), ratio(growth), times(&disturbed), ratio(cost)]);
+        table.row([
+            (*name).to_owned(),
+            times(&small),
+            times(&large),
+            ratio(growth),
+            times(&disturbed),
+            ratio(cost),
+            times(&settled),
+            ratio(p50(&settled, at) / p50(&large, at)),
+        ]);
     }
     table.note(format!(
         "A month and a customer at random each time, {} times (one customer) or {} times (all). Events were stored in the order of their times, \
          each up to an hour late, first a tenth of them over the whole year, then the rest; then every 100th again, 1 % more at random over the \
-         year, and every 1,000th was cancelled over HTTP by its id. The meter's table had {parts} parts before that and {parts_after} after; nothing \
-         was merged by force. Every answer was compared with what the generator's decimals add up to, to the last digit.",
-        sizes.asked.0, sizes.asked.1
+         year, and of every tenth customer the events of another hundredth of the year were cancelled over HTTP. The meter's table had {parts} \
+         parts before that and {parts_after} right after; `quiet for a while`, until ClickHouse had merged months by itself, at most {} s, {parts_settled}. \
+         Nothing was merged by force. Every answer was compared with what the generator's decimals add up to, to the last digit.",
+        sizes.asked.0,
+        sizes.asked.1,
+        sizes.settle.as_secs()
     ));
     report.table(table);
     Ok(())
@@ -134,29 +152,48 @@ impl Large<'_> {
         Ok(())
     }
 
-    /// Cancels every 1,000th event of a pass.
-    async fn cancel(&mut self, pass: &Pass) -> Result<()> {
-        let numbers: Vec<u64> = pass.numbers.clone().filter(|number| number % 1_000 == 7).collect();
+    /// Cancels a thousandth of all events over HTTP: of every tenth customer those of another hundredth of the year.
+    async fn cancel(&mut self, passes: &[Pass]) -> Result<()> {
         let mut gateway = self.setup.gateway().await?;
-        let began = Instant::now();
-        for numbers in numbers.chunks(CANCELLED) {
-            let events: Vec<_> = numbers.iter().map(|&number| json!({"source": SOURCE, "id": id(number)})).collect();
-            let body = json!({"events": events, "reason": "benchmark"}).to_string();
+        let (began, mut cancelled) = (Instant::now(), 0);
+        let step_ms = (YEAR_MS.end - YEAR_MS.start) / (SUBJECTS / TENTH);
+        let from_ms = |subject: u64| YEAR_MS.start + subject / TENTH * step_ms;
+        for subject in (0..SUBJECTS).step_by(TENTH as usize) {
+            let time = |ms: u64| -> Result<String> { Ok(Timestamp::from_millisecond(i64::try_from(ms)?)?.to_string()) };
+            let (from, to) = (time(from_ms(subject))?, time(from_ms(subject) + step_ms)?);
+            let filter = json!({"customer": customer(subject), "from": from, "to": to});
+            let body = json!({"meterId": METER, "filter": filter, "reason": "benchmark"}).to_string();
             let answer = gateway.expect(StatusCode::OK, Method::DELETE, "/usage", "application/json", body.into()).await?;
             let answer: serde_json::Value = serde_json::from_slice(&answer)?;
-            if answer["cancelled"] != numbers.len() {
-                return Err(format!("of {} events not all were cancelled: {answer}", numbers.len()).into());
-            }
+            cancelled += answer["cancelled"].as_u64().ok_or("a cancellation does not say how many")?;
         }
-        progress(format_args!("{} events cancelled, {:.1} s", numbers.len(), began.elapsed().as_secs_f64()));
-        self.reference.count(pass, numbers.into_iter(), -1);
-        Ok(())
+        progress(format_args!("{cancelled} events cancelled, {:.1} s", began.elapsed().as_secs_f64()));
+        let mut expected = 0;
+        for pass in passes {
+            let is_hit = |number: &u64| {
+                let event = pass.event(*number);
+                event.subject % TENTH == 0 && (event.time_ms - YEAR_MS.start) / step_ms == event.subject / TENTH
+            };
+            let hit = pass.numbers.clone().filter(is_hit).inspect(|_| expected += 1);
+            self.reference.count(pass, hit, -1);
+        }
+        if cancelled == expected { Ok(()) } else { Err(format!("{cancelled} events were cancelled, not {expected}").into()) }
     }
 
-    async fn parts(&self) -> Result<String> {
+    /// Waits until ClickHouse has merged the quiet months by itself, or a time has gone.
+    async fn settle(&self) -> Result<()> {
+        let began = Instant::now();
+        while began.elapsed() < self.sizes.settle && self.parts().await? > 12 {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        progress(format_args!("waited {} s for quiet months to be merged", began.elapsed().as_secs()));
+        self.setup.quiet().await
+    }
+
+    async fn parts(&self) -> Result<u64> {
         let mut direct = self.setup.clickhouse().await?;
         let of = format!("FROM system.parts WHERE active AND database = 'kubemeter' AND table = '{}'", self.setup.table);
-        self.setup.run(&mut direct, &format!("SELECT count() {of}")).await
+        Ok(self.setup.run(&mut direct, &format!("SELECT count() {of}")).await?.parse()?)
     }
 
     /// Asks all questions, each of some customers and months, and compares every answer.

@@ -45,7 +45,7 @@ struct Options {
     /// Measure these parts only; may be given several times.
     #[arg(long, value_enum)]
     only: Vec<Part>,
-    /// Stored events of the part `large`, such as 20M: 16 GB of disk for 100 million.
+    /// Stored events of the parts `large` and `backfill`, such as 20M: 16 GB of disk for 100 million.
     #[arg(long, value_parser = number)]
     events: Option<u64>,
     /// Everything random follows from it.
@@ -122,6 +122,8 @@ struct Sizes {
     alone: Duration,
     /// Stored events of the part `large`.
     large: u64,
+    /// How long it waits for ClickHouse to merge months that nothing is written to: it does so after ten minutes.
+    settle: Duration,
 }
 
 const FULL: Sizes = Sizes {
@@ -139,6 +141,7 @@ const FULL: Sizes = Sizes {
     backfill: 10_000_000,
     alone: Duration::from_secs(20),
     large: 100_000_000,
+    settle: Duration::from_secs(1_800),
 };
 
 const QUICK: Sizes = Sizes {
@@ -156,6 +159,7 @@ const QUICK: Sizes = Sizes {
     backfill: 500_000,
     alone: Duration::from_secs(3),
     large: 500_000,
+    settle: Duration::ZERO,
 };
 
 // One thread: the load must leave the machine to what is measured.
@@ -163,10 +167,9 @@ const QUICK: Sizes = Sizes {
 async fn main() -> Result<()> {
     let options = Options::parse();
     let sizes = if options.quick { &QUICK } else { &FULL };
-    let events = options.events.unwrap_or(sizes.large);
     let wanted = |part: &Part| options.only.is_empty() || options.only.contains(part);
     if wanted(&Part::Large) {
-        large::check_disk(events)?;
+        large::check_disk(options.events.unwrap_or(sizes.large))?;
     }
     let mut report = Report::default();
     let mut month = None;
@@ -185,7 +188,7 @@ async fn main() -> Result<()> {
             }
         };
         section.engine(&stored.setup.engine_version().await?);
-        stored.measure(part, sizes, (options.seed, events), &mut section).await?;
+        stored.measure(part, sizes, (options.seed, options.events), &mut section).await?;
         section.took(began.elapsed());
         report.put(part, section);
         month = of_month.then_some(stored);
@@ -221,7 +224,7 @@ impl Stored {
         Ok(())
     }
 
-    async fn measure(&mut self, part: Part, sizes: &Sizes, (seed, events): (u64, u64), section: &mut Section) -> Result<()> {
+    async fn measure(&mut self, part: Part, sizes: &Sizes, (seed, events): (u64, Option<u64>), section: &mut Section) -> Result<()> {
         let all = sizes.stored.last().copied().unwrap_or_default();
         match part {
             Part::Query => {
@@ -243,8 +246,8 @@ impl Stored {
             }
             Part::Meters => meters::measure(&self.setup, sizes, seed, section).await,
             Part::Stall => stall::measure(&self.setup, sizes, seed, section).await,
-            Part::Backfill => backfill::measure(&self.setup, sizes, seed, section).await,
-            Part::Large => large::measure(&self.setup, sizes, events, seed, section).await,
+            Part::Backfill => backfill::measure(&self.setup, sizes, events.unwrap_or(sizes.backfill), seed, section).await,
+            Part::Large => large::measure(&self.setup, sizes, events.unwrap_or(sizes.large), seed, section).await,
         }
     }
 }
