@@ -24,6 +24,8 @@ use crate::telemetry::Metrics;
 const PERMIT_BYTES: usize = 1_024;
 /// What a body costs while it comes, when its length is not known beforehand: zstd's tables and buffers, measured, and some.
 const DECODER_BYTES: usize = 512 * 1_024;
+/// How long a body waits until others have gone.
+const MEMORY_WAIT: Duration = Duration::from_secs(2);
 /// Longest name of a Meter, as its CRD has it.
 pub const METER_NAME: usize = 63;
 /// Longest name of a Customer: what Kubernetes allows.
@@ -95,9 +97,10 @@ impl<S: Records> App<S> {
         if expected > limits::BODY_BYTES {
             return Err(too_large());
         }
-        let length_is_known = body.size_hint().exact().is_some();
-        let _decoder = if length_is_known { None } else { Some(self.memory(DECODER_BYTES / PERMIT_BYTES)?) };
-        let mut memory = self.memory(1 + expected / PERMIT_BYTES)?;
+        let decoder = if body.size_hint().exact().is_some() { 0 } else { DECODER_BYTES / PERMIT_BYTES };
+        let mut memory = self.wait_for_memory(1 + expected / PERMIT_BYTES + decoder).await?;
+        // Given back when the body is read.
+        let _decoder = memory.split(decoder);
         let mut all = BytesMut::with_capacity(expected);
         let mut chunks = body.into_data_stream();
         while let Some(chunk) = chunks.next().await {
@@ -121,11 +124,16 @@ impl<S: Records> App<S> {
         Ok(Held { bytes: all.freeze(), _memory: memory })
     }
 
+    /// Waits its turn. Only who holds nothing yet may: else two could wait for each other.
+    async fn wait_for_memory(&self, permits: usize) -> Result<OwnedSemaphorePermit, Problem> {
+        let permits = u32::try_from(permits).unwrap_or(u32::MAX);
+        let memory = tokio::time::timeout(MEMORY_WAIT, Arc::clone(&self.bodies).acquire_many_owned(permits)).await;
+        memory.ok().and_then(Result::ok).ok_or_else(overloaded)
+    }
+
     fn memory(&self, permits: usize) -> Result<OwnedSemaphorePermit, Problem> {
         let permits = u32::try_from(permits).unwrap_or(u32::MAX);
-        Arc::clone(&self.bodies).try_acquire_many_owned(permits).map_err(|_| {
-            Problem::new(StatusCode::TOO_MANY_REQUESTS, "overloaded", "too many requests are being read; try again").retry_after(1)
-        })
+        Arc::clone(&self.bodies).try_acquire_many_owned(permits).map_err(|_| overloaded())
     }
 
     /// Reads a JSON body.
@@ -144,6 +152,10 @@ impl<S: Records> App<S> {
         require_json(headers)?;
         parse_json(&held.bytes).map(Some)
     }
+}
+
+fn overloaded() -> Problem {
+    Problem::new(StatusCode::TOO_MANY_REQUESTS, "overloaded", "too many requests are being read; try again").retry_after(1)
 }
 
 fn too_large() -> Problem {

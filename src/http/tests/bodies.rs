@@ -107,6 +107,17 @@ async fn bodies_share_a_bounded_memory() {
     for _ in 0..10 {
         assert_eq!(enough.clone().oneshot(packed()).await.unwrap().status(), 202);
     }
+    // Who comes while there is no room waits for it: two bodies that have no length and are not yet read.
+    let slow = || {
+        let body = futures::stream::once(async {
+            tokio::task::yield_now().await;
+            Ok::<_, std::io::Error>(EVENTS)
+        });
+        request("POST", "/events").header("content-type", "application/json").body(Body::from_stream(body)).unwrap()
+    };
+    for response in futures::future::join_all([slow(), slow()].map(|request| enough.clone().oneshot(request))).await {
+        assert_eq!(response.unwrap().status(), 202);
+    }
 }
 
 #[tokio::test]
