@@ -326,11 +326,17 @@ def prometheus():
         return
 
     def make(out, scratch, progress):
-        package = f"prometheus={parts.PROMETHEUS_VERSION}"
+        # Lists of our own: the machine's may be missing or old, and are not ours to renew.
+        lists, cache = scratch / "lists", scratch / "cache"
+        for folder in (lists, cache):
+            folder.mkdir()
+        apt = ["apt-get", "-o", f"Dir::State::lists={lists}", "-o", f"Dir::Cache={cache}", "-o", "APT::Sandbox::User="]
         try:
-            run(progress, "downloading Prometheus (20 MB)", ["apt-get", "download", package], cwd=scratch)
+            run(progress, "asking Debian's archive", [*apt, "update"], cwd=scratch)
+            package = f"prometheus={parts.PROMETHEUS_VERSION}"
+            run(progress, "downloading Prometheus (20 MB)", [*apt, "download", package], cwd=scratch)
         except SetupError as error:
-            raise SetupError(f"{error}\nrun `apt-get update` first, or install Prometheus 2.42 or later on PATH") from error
+            raise SetupError(f"{error}\ninstall Prometheus 2.42 or later on PATH instead") from error
         (deb,) = scratch.glob("*.deb")
         check_hash(deb, "sha256", PROMETHEUS_SHA256)
         run(progress, "unpacking", ["dpkg-deb", "--extract", deb, scratch / "root"])
