@@ -59,7 +59,10 @@ impl Warehouse {
         Ok(())
     }
 
-    /// Makes a landing table and its standing views, once per process. Where they are there it only looks.
+    /// Makes a landing table and its standing views, once per process.
+    ///
+    /// It does not look first: a view that is being made is listed before it takes rows, and what is inserted in between
+    /// would be swallowed. Who makes it again waits until it is made.
     ///
     /// # Errors
     /// See [`Error`].
@@ -68,12 +71,12 @@ impl Warehouse {
         if self.was_made(landing) {
             return Ok(());
         }
-        self.make_missing(&schema::create_landing(self.topology(), self.database(), landing)).await?;
+        self.run_all_ddl(&schema::create_landing(self.topology(), self.database(), landing)).await?;
         self.note_made(landing);
         Ok(())
     }
 
-    /// Runs statements that make tables and views, unless all of these are there: a start of many replicas is to change
+    /// Runs statements that make tables, unless all of these are there: a start of many replicas is to change
     /// nothing. Two callers at once may both run them.
     async fn make_missing(&self, statements: &[String]) -> Result<(), Error> {
         let made: Vec<&str> = statements.iter().filter_map(|statement| made_by(statement, self.database())).collect();
@@ -315,7 +318,7 @@ fn refused(holds: bool, why: impl FnOnce() -> String) -> Result<(), Error> {
     if holds { Ok(()) } else { Err(Error::Refused(why())) }
 }
 
-/// The table or view that a statement makes, unless it is there.
+/// The table that a statement makes, unless it is there.
 fn made_by<'a>(statement: &'a str, database: &str) -> Option<&'a str> {
     let name = statement.split_once(" IF NOT EXISTS ")?.1.strip_prefix(&identifier(database))?.strip_prefix('.')?;
     Some(name.split([' ', '(']).next()?.trim_matches('`'))

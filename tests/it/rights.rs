@@ -39,6 +39,11 @@ impl Program {
         Self { address, child: child.unwrap() }
     }
 
+    /// Whether it has ended by itself.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
     /// Status, headers and body of a call.
     pub async fn call(&self, method: Method, path: &str, headers: HeaderMap, body: &Value) -> (StatusCode, HeaderMap, Value) {
         let url = format!("http://{}{path}", self.address);
