@@ -106,7 +106,8 @@ async fn a_lease_that_is_taken_while_meters_are_edited_harms_nothing() {
     let last = format!("group_{}", NAMES[(ROUNDS + 1) % NAMES.len()]);
     for meter in eventually("all are ready", settled).await {
         let table = meter.status.unwrap().active.unwrap().table;
-        let total = format!("SELECT toString(toInt64(ifNull(sum(value), 0))) FROM {} FINAL WHERE {last} != ''", lab.warehouse.table(&table));
+        let total =
+            format!("SELECT toString(toInt64(ifNull(sum(value), 0))) FROM {} FINAL WHERE {last} != ''", lab.warehouse.table(&table));
         assert_eq!(lab.warehouse.query(&total).one::<String>().await.unwrap(), sum, "{table}");
     }
     // What was put in the place of others stays, they go.
