@@ -73,7 +73,7 @@ e2e: setup-kubernetes image ## From helm install to its removal, on a real node 
 	  --image $(or $(CARGO_TARGET_DIR),target)/images/$(name).tar) -- $(PYTHON) tests/e2e/flow.py
 
 .PHONY: bench
-bench: ## Measure ingest and queries against the limit of the same ClickHouse
+bench: ## Measure ingest, queries, memory, backfill against their aims and the same ClickHouse (ARGS="--only PART", --quick)
 	$(SETUP) rust engine
 	cargo build --locked --release
 	cargo run --locked --release --example bench -- $(ARGS)

@@ -22,14 +22,17 @@ pub async fn measure((setup, direct): (&Setup, &Setup), sizes: &Sizes, seed: u64
         for turn in 1..=sizes.turns {
             if at == 0 {
                 let (rows, inserts) = sizes.direct;
+                bench.quiet().await?;
                 big.push(direct.run(To::ClickHouse { rows }, 1, BIG_BATCH, rows * inserts).await?);
             }
+            direct.quiet().await?;
             ours[at].push(bench.run(To::Gateway, connections, size, events).await?);
             progress(format_args!("ingest: {connections} × {size}, turn {turn} of {} done", sizes.turns));
         }
     }
     for (at, &(connections, size, events)) in sizes.batches.iter().enumerate() {
         for _ in 0..sizes.turns {
+            bench.quiet().await?;
             same[at].push(direct.run(To::ClickHouse { rows: size }, connections, size, events.min(size * 1_000)).await?);
         }
     }

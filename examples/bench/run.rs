@@ -90,6 +90,11 @@ impl<'a> Ingest<'a> {
         Ok(Self { setup, seed, stream: 0, expected: setup.total(METER).await? })
     }
 
+    /// Waits until this side's ClickHouse is at rest, before the other side is measured.
+    pub async fn quiet(&self) -> Result<()> {
+        self.setup.quiet().await
+    }
+
     /// New events in batches of a size.
     fn batches(&mut self, size: usize, events: usize) -> Result<Vec<Batch>> {
         self.stream += 1;
