@@ -15,7 +15,7 @@ CARGO_PROFILE = $(if $(filter debug,$(PROFILE)),dev,$(PROFILE))
 
 .PHONY: help
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-18s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-18s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: quickstart
 quickstart: setup ## See it work: usage from real events in one terminal (ONCE=1: check the numbers and end)
