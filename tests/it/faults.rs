@@ -1,8 +1,6 @@
 //! What happens to events when ClickHouse goes away, comes back, comes back empty, or two gateways write at once.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -14,33 +12,12 @@ use kubemeter::reconcile::Reconciler;
 use kubemeter::warehouse::Warehouse;
 use kubemeter::warehouse::row::COLUMNS;
 use serde_json::{Value, json};
-use tokio::sync::Mutex;
 
 use crate::lab::{Lab, event, spec, total};
+use crate::load::{BATCH, Load, batch, counted};
 use crate::support::{ClickHouse, eventually};
 
 const TIME: &str = "2026-03-04T05:06:07Z";
-const BATCH: usize = 20;
-
-/// One batch of events; those of an odd number leave their time to the gateway.
-fn batch(number: u64) -> Value {
-    let events = (0..BATCH).map(|n| {
-        let time = format!("2026-{:02}-04T05:06:07Z", 1 + (number + n as u64) % 12);
-        let mut event =
-            event(&format!("{number}-{n}"), "t", &format!("s{}", n % 5), &time, json!({"v": "0.5", "batch": number.to_string()}));
-        if number % 2 == 1 {
-            event.as_object_mut().unwrap().remove("time");
-        }
-        event
-    });
-    events.collect()
-}
-
-/// Events counted of each batch.
-async fn counted(lab: &Lab) -> BTreeMap<u64, u64> {
-    let usage = lab.usage("count", UsageQuery { group_by: ["batch".to_owned()].into(), ..total() }).await;
-    usage.data.iter().map(|row| (row.group_by["batch"].parse().unwrap(), row.value.parse().unwrap())).collect()
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_clickhouse_killed_under_load_loses_and_doubles_nothing() {
@@ -49,36 +26,11 @@ async fn a_clickhouse_killed_under_load_loses_and_doubles_nothing() {
     lab.meter("count", spec("t", Aggregation::Count, None, &[("batch", "$.batch")])).await;
     lab.meter("sum", spec("t", Aggregation::Sum, Some("$.v"), &[])).await;
 
-    let (stop, next) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-    let (good, failed) = (Arc::new(Mutex::new(Vec::new())), Arc::new(Mutex::new(Vec::new())));
-    let posts: Vec<_> = (0..8)
-        .map(|_| {
-            let (lab, stop, next, good, failed) =
-                (Arc::clone(&lab), Arc::clone(&stop), Arc::clone(&next), Arc::clone(&good), Arc::clone(&failed));
-            tokio::spawn(async move {
-                while !stop.load(Ordering::SeqCst) {
-                    let number = next.fetch_add(1, Ordering::SeqCst);
-                    match lab.post(&batch(number)).await {
-                        Ok(answer) => {
-                            assert_eq!(answer.accepted, BATCH);
-                            good.lock().await.push(number);
-                        }
-                        Err(Error::Unavailable { .. } | Error::Overloaded { .. }) => failed.lock().await.push(number),
-                        Err(other) => panic!("{other:?}"),
-                    }
-                }
-            })
-        })
-        .collect();
-    let more_good = async |least: usize| {
-        let before = good.lock().await.len();
-        eventually("posts are answered", async || (good.lock().await.len() >= before + least).then_some(())).await;
-    };
+    let load = Load::start(&lab, 8);
     for _ in 0..2 {
-        more_good(30).await;
+        load.more_good(30).await;
         clickhouse.kill();
-        let before = failed.lock().await.len();
-        eventually("posts are refused", async || (failed.lock().await.len() > before).then_some(())).await;
+        load.one_refused().await;
         assert!(lab.service.ready().await.is_err() || !lab.catalog.synced());
         clickhouse = tokio::task::spawn_blocking(move || {
             clickhouse.restart();
@@ -88,7 +40,7 @@ async fn a_clickhouse_killed_under_load_loses_and_doubles_nothing() {
         .unwrap();
     }
     // A short one, which posts wait out.
-    more_good(30).await;
+    load.more_good(30).await;
     clickhouse.kill();
     clickhouse = tokio::task::spawn_blocking(move || {
         clickhouse.restart();
@@ -96,11 +48,8 @@ async fn a_clickhouse_killed_under_load_loses_and_doubles_nothing() {
     })
     .await
     .unwrap();
-    more_good(30).await;
-    stop.store(true, Ordering::SeqCst);
-    join_all(posts).await.into_iter().for_each(|post| post.unwrap());
-
-    let (good, failed) = (good.lock().await.clone(), failed.lock().await.clone());
+    load.more_good(30).await;
+    let (good, failed) = load.end().await;
     let numbers = counted(&lab).await;
     for number in &good {
         assert_eq!(numbers.get(number), Some(&(BATCH as u64)), "batch {number} was answered Ok");

@@ -19,6 +19,7 @@ mod faults;
 mod image;
 mod lab;
 mod leader;
+mod load;
 mod many;
 mod names;
 mod nowhere;

@@ -1,32 +1,15 @@
 //! A cluster of two shards: what is only so there. Everything else is shown by the other tests, run with
 //! `KUBEMETER_TEST_SHARDS=1`.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use kubemeter::api::Aggregation;
-use kubemeter::metering::{Error, Metering as _, UsageQuery};
+use kubemeter::metering::{Error, Metering as _};
 use kubemeter::warehouse::{Cluster, Topology, Warehouse, WarehouseOptions};
-use serde_json::{Value, json};
-use tokio::sync::Mutex;
 
-use crate::lab::{Lab, event, new_database, options, shards_of, spec, total};
+use crate::lab::{Lab, new_database, options, shards_of, spec, total};
+use crate::load::{BATCH, Load, batch, counted};
 use crate::support::{CLUSTER, ClickHouse, eventually};
-
-const BATCH: usize = 20;
-
-/// A batch of events, some of each shard.
-fn batch(number: u64) -> Value {
-    let time = |n: usize| format!("2026-{:02}-04T05:06:07Z", 1 + n % 3);
-    let data = json!({"batch": number.to_string()});
-    (0..BATCH).map(|n| event(&format!("{number}-{n}"), "t", &format!("s{}", n % 5), &time(n), data.clone())).collect()
-}
-
-async fn counted(lab: &Lab) -> BTreeMap<u64, u64> {
-    let usage = lab.usage("count", UsageQuery { group_by: ["batch".to_owned()].into(), ..total() }).await;
-    usage.data.iter().map(|row| (row.group_by["batch"].parse().unwrap(), row.value.parse().unwrap())).collect()
-}
 
 /// Rows of a table on each shard.
 async fn on_each(lab: &Lab, shards: &[ClickHouse; 2], table: &str) -> [u64; 2] {
@@ -61,15 +44,15 @@ async fn each_event_and_each_identity_is_on_one_shard_and_both_shards_are_used()
 
 /// Awaits posts that are answered Ok. Shards that do not run are started, also one that the other's end took with it: the
 /// embedded engine sometimes crashes when who it talks to goes away in the middle.
-async fn more_good(shards: &mut [ClickHouse; 2], good: &Mutex<Vec<u64>>, least: usize) {
-    let before = good.lock().await.len();
+async fn more_good(shards: &mut [ClickHouse; 2], load: &Load, least: usize) {
+    let before = load.answered().await;
     eventually("posts are answered", async || {
         for shard in shards.iter_mut() {
             if !shard.runs() {
                 tokio::task::block_in_place(|| shard.restart());
             }
         }
-        (good.lock().await.len() >= before + least).then_some(())
+        (load.answered().await >= before + least).then_some(())
     })
     .await;
 }
@@ -79,52 +62,28 @@ async fn a_shard_killed_under_load_loses_and_doubles_nothing() {
     let mut shards = ClickHouse::start_shards();
     let lab = Arc::new(Lab::on_shards(&shards));
     lab.meter("count", spec("t", Aggregation::Count, None, &[("batch", "$.batch")])).await;
-    let (stop, next) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-    let (good, failed) = (Arc::new(Mutex::new(Vec::new())), Arc::new(Mutex::new(Vec::new())));
-    let posts: Vec<_> = (0..6)
-        .map(|_| {
-            let (lab, stop, next, good, failed) =
-                (Arc::clone(&lab), Arc::clone(&stop), Arc::clone(&next), Arc::clone(&good), Arc::clone(&failed));
-            tokio::spawn(async move {
-                while !stop.load(Ordering::SeqCst) {
-                    let number = next.fetch_add(1, Ordering::SeqCst);
-                    match lab.post(&batch(number)).await {
-                        Ok(answer) => {
-                            assert_eq!(answer.accepted, BATCH);
-                            good.lock().await.push(number);
-                        }
-                        Err(Error::Unavailable { .. } | Error::Overloaded { .. }) => failed.lock().await.push(number),
-                        Err(other) => panic!("{other:?}"),
-                    }
-                }
-            })
-        })
-        .collect();
+    let load = Load::start(&lab, 6);
     // The one that the gateway talks to last: as it is alone it must not answer for both.
     for killed in [1, 0] {
-        more_good(&mut shards, &good, 20).await;
+        more_good(&mut shards, &load, 20).await;
         shards[killed].kill();
-        let before = failed.lock().await.len();
-        eventually("posts are refused", async || (failed.lock().await.len() > before).then_some(())).await;
+        load.one_refused().await;
         let asked = lab.service.fetch_usage(&Lab::caller(), "count", total()).await;
         assert!(matches!(asked, Err(Error::Unavailable { .. })), "half of the events are no answer: {asked:?}");
     }
-    more_good(&mut shards, &good, 20).await;
-    stop.store(true, Ordering::SeqCst);
-    for post in posts {
-        post.await.unwrap();
-    }
+    more_good(&mut shards, &load, 20).await;
+    let (good, failed) = load.end().await;
     let found = counted(&lab).await;
-    for number in good.lock().await.iter() {
+    for number in &good {
         assert_eq!(found.get(number), Some(&(BATCH as u64)), "batch {number} was acknowledged");
     }
     assert!(found.values().all(|events| *events <= BATCH as u64), "an event counts twice: {found:?}");
     // What was refused may be there in part; sent again it is there whole, and once.
-    for number in failed.lock().await.iter() {
+    for number in &failed {
         lab.post(&batch(*number)).await.unwrap();
     }
     let found = counted(&lab).await;
-    assert_eq!(found.len() as u64, next.load(Ordering::SeqCst));
+    assert_eq!(found.len(), good.len() + failed.len());
     assert!(found.values().all(|events| *events == BATCH as u64), "{found:?}");
 }
 

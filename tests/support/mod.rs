@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 /// How long anything that has to happen may take before the test has failed. Far above what it does take, so that a
 /// busy machine fails no test.
-pub const DEADLINE: Duration = Duration::from_secs(150);
+pub const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Asks `check` again until it has an answer. Panics with `what` after [`DEADLINE`].
 pub async fn eventually<T>(what: &str, mut check: impl AsyncFnMut() -> Option<T>) -> T {
