@@ -190,6 +190,6 @@ mod tests {
         probes.meters_listed.cancel();
         probes.customers_listed.cancel();
         assert_eq!(ask("/readyz").await.0, 200);
-        assert!(ask("/metrics").await.1.contains("kubemeter_leading 0"));
+        assert!(ask("/metrics").await.1.contains("\nkubemeter_leading 0\n"));
     }
 }

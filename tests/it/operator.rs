@@ -47,7 +47,7 @@ async fn it_waits_for_the_crds_works_and_ends_in_order() {
     for crd in [Meter::crd(), Customer::crd()] {
         crds.patch(&crd.name_any(), &PatchParams::apply("test"), &Patch::Apply(&crd)).await.unwrap();
     }
-    eventually("it leads", async || ask("/metrics").await?.1.contains("kubemeter_leading 1").then_some(())).await;
+    eventually("it leads", async || ask("/metrics").await?.1.contains("\nkubemeter_leading 1\n").then_some(())).await;
     eventually("it is ready", async || (ask("/readyz").await?.0 == 200).then_some(())).await;
 
     let customers: Api<Customer> = Api::namespaced(client.clone(), "default");
