@@ -129,7 +129,7 @@ impl Batch {
         for item in parse(Form::Json, self.json.clone())? {
             let Ok(Incoming::Event(event)) = item.parsed else { return Err("an event of the benchmark is bad".into()) };
             let row = Row {
-                namespace: NAMESPACE.to_owned(),
+                namespace: NAMESPACE.into(),
                 landing: Landing::of(NAMESPACE, TYPE),
                 identity: identity(NAMESPACE, &event.source, &event.id),
                 received_us: arrival_us,

@@ -2,7 +2,7 @@
 
 use crate::aim::Aim;
 use crate::report::{Section, Table, percentile, ratio};
-use crate::run::{Ingest, Run, To, at, median};
+use crate::run::{Ingest, Run, To, at, together};
 use crate::setup::Setup;
 use crate::{Result, Sizes, load, progress};
 
@@ -41,7 +41,7 @@ pub async fn measure((setup, direct): (&Setup, &Setup), sizes: &Sizes, seed: u64
     bench.check_duplicates().await?;
 
     let others: Vec<f64> = big.iter().chain(ours.iter().flatten()).chain(same.iter().flatten()).map(|run| run.others * 100.0).collect();
-    let big = median(big);
+    let Some(big) = together(big) else { return Ok(()) };
     let mut table = Table::new(
         &format!("Ingest, with {} million events stored", load::millions(stored)),
         &["figure", "ours", "the limit", "ratio", "direct, in the same batches"],
@@ -51,7 +51,7 @@ pub async fn measure((setup, direct): (&Setup, &Setup), sizes: &Sizes, seed: u64
         &["figure", "gateway", "ClickHouse behind it", "load generator", "ClickHouse, the limit", "ClickHouse, direct in the same batches"],
     );
     for ((&(connections, size, _), ours), same) in sizes.batches.iter().zip(ours).zip(same) {
-        let (ours, same) = (median(ours), median(same));
+        let (Some(ours), Some(same)) = (together(ours), together(same)) else { continue };
         aims(report, (connections, size), &ours, &big);
         table.row([
             format!("batches of {size}, {connections} connections"),
@@ -80,7 +80,7 @@ pub async fn measure((setup, direct): (&Setup, &Setup), sizes: &Sizes, seed: u64
     ]);
     table.note(format!(
         "The limit: INSERTs of {} rows one after the other, pre-encoded as RowBinary, of such events into the same landing table, in a ClickHouse \
-         of its own with as many events stored, so that each side pays for its own merges. Each figure is the median of {} turns. The load generator shares the {} cores with gateway and ClickHouse; other processes \
+         of its own with as many events stored, so that each side pays for its own merges. Each figure is that of {} turns together, so that merges that become due in one of them count. The load generator shares the {} cores with gateway and ClickHouse; other processes \
          took {:.0} to {:.0} % of the machine meanwhile. After every run the meter's total was compared with the sum of what was sent.",
         sizes.direct.0,
         sizes.turns,

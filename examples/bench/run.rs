@@ -64,10 +64,9 @@ impl Run {
     }
 }
 
-/// Of several runs the one whose rate is the median.
-pub fn median(mut runs: Vec<Run>) -> Run {
-    runs.sort_by(|a, b| a.rate().total_cmp(&b.rate()));
-    runs.swap_remove(runs.len() / 2)
+/// Several runs as one; None of none.
+pub fn together(runs: Vec<Run>) -> Option<Run> {
+    runs.into_iter().fold(None, |all, run| Some(Run::and(all, run)))
 }
 
 pub fn at(run: &Run, percent: usize) -> String {

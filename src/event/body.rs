@@ -13,6 +13,9 @@ use super::rebuild::quote;
 use super::{Incoming, Item, Refusal};
 use crate::limits;
 
+/// Bytes of a usual event: what is made room for.
+const EVENT_BYTES: usize = 256;
+
 /// The forms in which events come over HTTP.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Form {
@@ -114,7 +117,7 @@ fn document(form: &Form, body: &Bytes) -> Result<Vec<Item>, BodyError> {
         }
     }
 
-    let mut items = Vec::new();
+    let mut items = Vec::with_capacity((body.len() / EVENT_BYTES).min(limits::BATCH_EVENTS));
     let mut at = reader.skip_blanks(first + 1);
     if reader.byte(at) == Some(b']') {
         reader.end(at + 1)?;
@@ -231,8 +234,8 @@ fn judged(element: Element<'_>, bytes: usize, dialect: Dialect) -> Result<Incomi
     }
 }
 
-/// Source and id of an event that can't be read as a whole, as far as they can.
-fn names(raw: &[u8]) -> (Option<String>, Option<String>) {
+/// Source and id of an event as it came, as far as they can be read.
+pub fn names(raw: &[u8]) -> (Option<String>, Option<String>) {
     let text = String::from_utf8_lossy(raw);
     let members: HashMap<String, &RawValue> = serde_json::from_str(&text).unwrap_or_default();
     let read = |name| members.get(name).and_then(|json| serde_json::from_str(json.get()).ok());

@@ -14,7 +14,7 @@ mod rebuild;
 #[cfg(test)]
 mod tests;
 
-pub use body::{BodyError, Form, parse};
+pub use body::{BodyError, Form, names, parse};
 pub use decimal::{Decimal, DecimalError, value};
 pub use flatten::DataError;
 pub use identity::identity;

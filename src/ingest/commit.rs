@@ -2,7 +2,6 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -28,14 +27,10 @@ const QUEUE_REQUESTS: usize = 4_096;
 const QUEUE_WAIT: Duration = Duration::from_secs(2);
 /// Most bytes of one round; a larger request goes alone.
 const ROUND_BYTES: usize = 32 * 1_024 * 1_024;
-/// Rounds that may be on their way. While one is written the next one claims; what comes meanwhile shares the one after
-/// that, so that rounds grow as load does.
-const ROUNDS: usize = 2;
-/// How long a round waits for company while another is written: this part of what the last one took, so that ClickHouse
-/// gets few large INSERTs instead of many small ones. A round that is alone waits for nobody.
-const LINGER_PART: u32 = 4;
-/// Longest that it waits.
-const LINGER_MAX: Duration = Duration::from_millis(50);
+/// A round waits until as many requests are there as the last one had, for as long as that took and no longer than this:
+/// senders that were answered together come again together, and ClickHouse gets few large INSERTs instead of many small
+/// ones. Who is alone, or comes later than that, waits for nobody.
+const LINGER: Duration = Duration::from_millis(100);
 /// Deadline of one INSERT.
 pub(super) const INSERT: Duration = Duration::from_secs(30);
 /// How long after a round without another one what other gateways stored is looked at.
@@ -198,11 +193,8 @@ impl Drop for Queued<'_> {
 /// One round after the other: all that waits, up to a bound.
 async fn rounds(warehouse: Warehouse, metrics: Arc<Metrics>, mut waiting: mpsc::Receiver<Waiting>) {
     let mut lookup = Lookup::new(warehouse.clone());
-    let on_their_way = Arc::new(Semaphore::new(ROUNDS));
-    let last_took = Arc::new(AtomicU64::new(0));
-    let mut held = None;
+    let (mut held, mut last_requests, mut go) = (None, 0, Instant::now());
     loop {
-        let Ok(room) = Arc::clone(&on_their_way).acquire_owned().await else { return };
         let first = match held.take() {
             Some(first) => first,
             None => match tokio::time::timeout(IDLE, waiting.recv()).await {
@@ -216,12 +208,10 @@ async fn rounds(warehouse: Warehouse, metrics: Arc<Metrics>, mut waiting: mpsc::
         };
         let mut bytes = first.bytes;
         let mut round = vec![first];
-        let linger = (Duration::from_micros(last_took.load(Ordering::Relaxed)) / LINGER_PART).min(LINGER_MAX);
-        let go = Instant::now() + linger;
         loop {
             let next = match waiting.try_recv() {
                 Ok(next) => next,
-                Err(_) if on_their_way.available_permits() + 1 == ROUNDS => break,
+                Err(_) if round.len() >= last_requests => break,
                 Err(_) => match tokio::time::timeout_at(go, waiting.recv()).await {
                     Ok(Some(next)) => next,
                     Ok(None) | Err(_) => break,
@@ -236,26 +226,18 @@ async fn rounds(warehouse: Warehouse, metrics: Arc<Metrics>, mut waiting: mpsc::
         }
         let events = round.iter().map(|waiting| waiting.submission.rows.len()).sum::<usize>();
         metrics.batch_events.observe(events as f64);
+        last_requests = round.len();
         // A span has one parent: the other requests are linked.
         let span = tracing::info_span!(parent: &round[0].span, "commit", requests = round.len(), events);
         for waiting in &round[1..] {
             span.follows_from(waiting.span.id());
         }
         let timer = metrics.insert_seconds.start_timer();
-        let settled = match settle(&warehouse, &mut lookup, &mut round).instrument(tracing::info_span!(parent: &span, "claim")).await {
-            Ok(settled) => settled,
-            Err(error) => {
-                answer(round, |_| Err(error.clone()));
-                continue;
-            }
-        };
-        let (warehouse, last_took) = (warehouse.clone(), Arc::clone(&last_took));
-        let write = async move {
-            write(&warehouse, round, settled).await;
-            last_took.store((timer.stop_and_record() * 1e6) as u64, Ordering::Relaxed);
-            drop(room);
-        };
-        tokio::spawn(write.instrument(span));
+        match settle(&warehouse, &mut lookup, &mut round).instrument(tracing::info_span!(parent: &span, "claim")).await {
+            Ok(settled) => write(&warehouse, round, settled).instrument(span).await,
+            Err(error) => answer(round, |_| Err(error.clone())),
+        }
+        go = Instant::now() + Duration::from_secs_f64(timer.stop_and_record()).min(LINGER);
     }
 }
 
@@ -300,7 +282,7 @@ async fn settle(warehouse: &Warehouse, lookup: &mut Lookup, round: &mut [Waiting
             match key {
                 // What is stored stays as it is.
                 Some(_) if is_stored && same_type => {
-                    let ids = settled.again.entry((row.namespace.clone(), row.event.event_type.clone())).or_default();
+                    let ids = settled.again.entry((row.namespace.to_string(), row.event.event_type.clone())).or_default();
                     ids.push(row.identity);
                     *repeats = true;
                     false

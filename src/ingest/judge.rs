@@ -39,6 +39,8 @@ pub enum Judged {
 pub struct Judge<'a> {
     catalog: &'a Catalog,
     namespace: &'a str,
+    /// The same, for the rows.
+    shared_namespace: Arc<str>,
     known_customers_only: bool,
     arrival_us: i64,
     meters: HashMap<String, Vec<Arc<KnownMeter>>>,
@@ -47,7 +49,7 @@ pub struct Judge<'a> {
 impl<'a> Judge<'a> {
     /// For events that arrived at a time, µs since 1970.
     pub fn new(catalog: &'a Catalog, namespace: &'a str, known_customers_only: bool, arrival_us: i64) -> Self {
-        Self { catalog, namespace, known_customers_only, arrival_us, meters: HashMap::new() }
+        Self { catalog, namespace, shared_namespace: namespace.into(), known_customers_only, arrival_us, meters: HashMap::new() }
     }
 
     /// Judges what one item means.
@@ -103,7 +105,7 @@ impl<'a> Judge<'a> {
         Row {
             identity: identity(self.namespace, &event.source, &event.id),
             landing: Landing::of(self.namespace, &event.event_type),
-            namespace: self.namespace.to_owned(),
+            namespace: Arc::clone(&self.shared_namespace),
             received_us: self.arrival_us,
             version: Row::arrival_version(self.arrival_us),
             time_ms: event.time_ms.unwrap_or_else(|| self.arrival_us.div_euclid(1_000)),

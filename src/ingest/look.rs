@@ -24,8 +24,6 @@ const TRIES: usize = 4;
 pub(super) struct Lookup {
     warehouse: Warehouse,
     memory: Memory,
-    /// A larger memory in the making, while the one in use is too small.
-    larger: Option<JoinHandle<Option<Known>>>,
     /// Whether what [`before`](Self::before) told came from memory: only then is what is new since all there is to see.
     from_memory: bool,
     /// Whether the last try to keep up while idle failed: it is told once.
@@ -56,7 +54,7 @@ impl Lookup {
     /// Begins to read what is claimed.
     pub(super) fn new(warehouse: Warehouse) -> Self {
         let memory = Memory::Loading(load(&warehouse));
-        Self { warehouse, memory, larger: None, from_memory: false, behind: false }
+        Self { warehouse, memory, from_memory: false, behind: false }
     }
 
     /// Which identities were claimed before. One that is not in the answer may have been claimed since this gateway last
@@ -121,19 +119,6 @@ impl Lookup {
                 }
             }
             Memory::Absent(until) if *until <= Instant::now() => self.memory = Memory::Loading(load(&self.warehouse)),
-            Memory::Known(known) if known.seen.is_outgrown() => match &mut self.larger {
-                None => self.larger = Some(load(&self.warehouse)),
-                Some(reading) if reading.is_finished() => {
-                    let read = reading.await.ok().flatten();
-                    self.larger = None;
-                    if let Some(mut larger) = read
-                        && matches!(larger.catch_up(&self.warehouse, CATCH_UP, &[]).await, Ok(Some(_)))
-                    {
-                        self.memory = Memory::Known(larger);
-                    }
-                }
-                Some(_) => {}
-            },
             _ => {}
         }
     }
@@ -151,7 +136,6 @@ impl Drop for Lookup {
         if let Memory::Loading(reading) = &self.memory {
             reading.abort();
         }
-        self.larger.iter().for_each(JoinHandle::abort);
     }
 }
 

@@ -12,14 +12,16 @@ use std::collections::BTreeMap;
 
 use crate::warehouse::IdentityPart;
 
-/// Bits of memory for each identity: with these about 1 of 10,000 new identities is looked up in vain. It must be so few
+/// Bits of memory for each identity: with these about 1 of 50,000 new identities is looked up in vain. It must be so few
 /// that most rounds of thousands look nothing up: each look-up takes a statement, and a granule of each part for each one.
-const BITS: u64 = 24;
-/// Most bytes of all filters. With 45 million identities they are full; with twice as many about 1 of 200 new identities
-/// is looked up in vain, with four times as many 1 of 10, with more ever more, and in the end all: slower, never wrong.
+const BITS: u64 = 32;
+/// Most bytes of all filters. With 33 million identities they are full; with twice as many about 1 of 1,000 new identities
+/// is looked up in vain, with four times as many 1 of 40, with more ever more, and in the end all: slower, never wrong.
 const MAX_BYTES: u64 = 128 * 1_024 * 1_024;
-/// Least identities that a filter is made for: 3 MiB.
+/// Least identities that a filter is made for: 4 MiB.
 const MIN_ROOM: u64 = 1_024 * 1_024;
+/// How many times as large as all before a further filter is: few, for each adds its own mistakes.
+const GROWTH: u64 = 3;
 
 /// What was read of the table of identities.
 pub(super) struct Seen {
@@ -37,18 +39,23 @@ impl Seen {
 
     /// Notes a stored identity.
     pub(super) fn insert(&mut self, identity: u128) {
-        let (room, bytes) = self.filters.iter().fold((0, 0), |(room, bytes), filter| (room + filter.room, bytes + filter.bytes()));
-        if self.filters.last().is_none_or(|last| last.count >= last.room) && bytes + room * BITS / 8 <= MAX_BYTES {
-            self.filters.push(Filter::new(room));
+        if self.filters.last().is_none_or(|last| last.count >= last.room) {
+            self.grow();
         }
         if let Some(last) = self.filters.last_mut() {
             last.insert(identity);
         }
     }
 
-    /// Whether it has more than it was made for, and a larger one may be made: each further filter adds its own mistakes.
-    pub(super) fn is_outgrown(&self) -> bool {
-        self.filters.len() > 1 && self.filters.first().is_some_and(|first| first.room * BITS / 8 < MAX_BYTES / 2)
+    /// Makes room in a further filter, while there may be one: reading everything anew into a larger one would cost more
+    /// than all the look-ups that it saves.
+    fn grow(&mut self) {
+        let (room, bytes) = self.filters.iter().fold((0, 0), |(room, bytes), filter| (room + filter.room, bytes + filter.bytes()));
+        let room = (room * GROWTH).min(MAX_BYTES.saturating_sub(bytes) * 8 / BITS);
+        if room >= MIN_ROOM {
+            self.filters.push(Filter::new(room));
+        }
+        debug_assert!(self.filters.iter().map(Filter::bytes).sum::<u64>() <= MAX_BYTES + 64 * self.filters.len() as u64);
     }
 
     /// False only for an identity that is in no block that was read.
@@ -153,20 +160,22 @@ mod tests {
         let stored = MIN_ROOM + 300_000;
         (0..stored).for_each(|number| seen.insert(id(number)));
         assert_eq!(seen.filters.len(), 2);
-        assert!(seen.is_outgrown());
         assert!((0..stored).all(|number| seen.may_have(id(number))));
         let suspected = (stored..stored + 100_000).filter(|number| seen.may_have(id(*number))).count();
-        assert!(suspected < 100, "{suspected} of 100,000");
+        assert!(suspected < 10, "{suspected} of 100,000");
     }
 
     #[test]
     fn memory_is_bounded() {
-        let mut seen = Seen::with_room_for(u64::MAX);
-        seen.filters[0].count = seen.filters[0].room;
-        seen.insert(1);
-        assert_eq!(seen.filters.len(), 1);
-        assert!(!seen.is_outgrown());
-        assert!(seen.filters[0].bytes() <= MAX_BYTES + 64);
+        for start in [0, u64::MAX] {
+            let mut seen = Seen::with_room_for(start);
+            for number in 0..10 {
+                seen.filters.last_mut().unwrap().count = u64::MAX / 2;
+                seen.insert(number);
+            }
+            let bytes: u64 = seen.filters.iter().map(Filter::bytes).sum();
+            assert!(bytes <= MAX_BYTES + 1_024 && bytes > MAX_BYTES * 9 / 10, "{bytes} in {}", seen.filters.len());
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::{Service, invalid};
 use crate::api::{Customer, CustomerSpec};
-use crate::event::{Item, Refusal};
+use crate::event::{Item, Refusal, names};
 use crate::ingest::{Judge, Judged, Reject, Submission};
 use crate::metering::{Caller, Error, Ingested, RejectCode, Rejection};
 use crate::registry::Registry;
@@ -27,9 +27,9 @@ impl<R: Registry> Service<R> {
         let mut judge = Judge::new(&self.catalog, &caller.namespace, self.known_customers_only, arrival_us);
         let judged: Vec<_> = items.into_iter().map(|Item { raw, parsed }| (raw, judge.judge(parsed))).collect();
         let (all_good, is_single) = (judged.iter().all(|(_, judged)| judged.is_ok()), judged.len() == 1);
-        let mut submission = Submission { atomic, ..Submission::default() };
+        let mut submission = Submission { atomic, rows: Vec::with_capacity(judged.len()), ..Submission::default() };
         // Of each row of the submission: its place in the request, and how it came.
-        let mut origins = Vec::new();
+        let mut origins = Vec::with_capacity(judged.len());
         let mut answer = Ingested::default();
 
         for (index, (raw, judged)) in judged.into_iter().enumerate() {
@@ -64,17 +64,16 @@ impl<R: Registry> Service<R> {
             }
             answer.rejected.push(rejection(index, refusal));
         }
-        let named: Vec<_> = submission.rows.iter().map(|row| (row.event.source.clone(), row.event.id.clone())).collect();
         let refused = self.committer.commit(submission).await.inspect_err(|why| {
-            let ids = told(named.iter().map(|(source, id)| (source.as_str(), id.as_str())));
-            tracing::warn!(events = ids, of = named.len(), "events were not confirmed: {why}");
+            let ids = told(origins.iter().map(|(_, raw)| names(raw)));
+            tracing::warn!(events = ids, of = origins.len(), "events were not confirmed: {why}");
         })?;
         answer.accepted = if atomic && !refused.is_empty() { 0 } else { origins.len() - refused.len() };
         if !refused.is_empty() {
             let mut kept = Submission::default();
             for at in refused {
-                let ((source, id), (index, raw)) = (named[at].clone(), &origins[at]);
-                let refusal = taken(source, id);
+                let (index, raw) = &origins[at];
+                let refusal = taken(names(raw));
                 if !atomic {
                     kept.rejects.push(reject(&caller.namespace, arrival_us, raw, &refusal));
                 }
@@ -84,7 +83,7 @@ impl<R: Registry> Service<R> {
             self.committer.commit(kept).await?;
         }
         if !answer.rejected.is_empty() {
-            let ids = answer.rejected.iter().map(|r| (r.source.as_deref().unwrap_or_default(), r.id.as_deref().unwrap_or_default()));
+            let ids = answer.rejected.iter().map(|rejection| (rejection.source.clone(), rejection.id.clone()));
             let codes: BTreeSet<_> = answer.rejected.iter().map(|rejection| rejection.code.as_str()).collect();
             // Their messages may quote what was sent.
             tracing::info!(events = told(ids), of = answer.rejected.len(), ?codes, "events were not taken");
@@ -131,16 +130,20 @@ impl<R: Registry> Service<R> {
 }
 
 /// The first of some events as a log names them: `source id, …`, each cut.
-fn told<'a>(ids: impl Iterator<Item = (&'a str, &'a str)>) -> String {
-    let cut = |text: &'a str| &text[..text.floor_char_boundary(LOGGED_BYTES)];
+fn told(ids: impl Iterator<Item = (Option<String>, Option<String>)>) -> String {
+    let cut = |text: Option<String>| {
+        let mut text = text.unwrap_or_default();
+        text.truncate(text.floor_char_boundary(LOGGED_BYTES));
+        text
+    };
     ids.take(LOGGED_EVENTS).map(|(source, id)| format!("{} {}", cut(source), cut(id))).collect::<Vec<_>>().join(", ")
 }
 
 /// Why an event is refused whose identity another one claimed that is not stored.
-pub(super) fn taken(source: String, id: String) -> Refusal {
+pub(super) fn taken((source, id): (Option<String>, Option<String>)) -> Refusal {
     let message = "an event with this source and id came before with another type and could not be stored: send that one again, \
                    or this one with an id of its own";
-    Refusal { code: RejectCode::InvalidEvent, source: Some(source), id: Some(id), message: message.to_owned() }
+    Refusal { code: RejectCode::InvalidEvent, source, id, message: message.to_owned() }
 }
 
 fn rejection(index: usize, Refusal { code, source, id, message }: Refusal) -> Rejection {

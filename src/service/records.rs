@@ -92,7 +92,7 @@ impl<R: Registry> Records for Service<R> {
             let refused = self.committer.commit(rows).await?;
             for (at, (index, record)) in replayed.into_iter().enumerate() {
                 if refused.contains(&at) {
-                    let Refusal { code, source, id, message } = taken(record.source, record.event_id);
+                    let Refusal { code, source, id, message } = taken((Some(record.source), Some(record.event_id)));
                     refuse(index, source.unwrap_or_default(), id.unwrap_or_default(), code, message);
                 } else {
                     done.rejects.push(taken_back(&caller.namespace, record));

@@ -1,5 +1,7 @@
 //! A row of a landing table, in RowBinary.
 
+use std::sync::Arc;
+
 use uuid::Uuid;
 
 use super::StoredKey;
@@ -32,8 +34,8 @@ pub const IDENTITY_COLUMNS: &str = "id, namespace, type, subject, time";
 /// An event with what the gateway adds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Row {
-    /// Kubernetes namespace.
-    pub namespace: String,
+    /// Kubernetes namespace; the rows of a request share it.
+    pub namespace: Arc<str>,
     /// Where it is inserted.
     pub landing: Landing,
     /// Hash of (namespace, source, id).
@@ -84,7 +86,7 @@ impl Row {
     }
 
     /// Bytes that [`encode`](Self::encode) adds, about; also what the row weighs in the queue.
-    pub const fn encoded_len(&self) -> usize {
+    pub fn encoded_len(&self) -> usize {
         let e = &self.event;
         self.namespace.len() + e.event_type.len() + e.subject.len() + e.source.len() + e.id.len() + e.data.encoded_len() + 80
     }
@@ -106,7 +108,7 @@ impl Row {
     }
 
     /// Bytes that [`encode_identity`](Self::encode_identity) adds, about.
-    pub const fn encoded_identity_len(&self) -> usize {
+    pub fn encoded_identity_len(&self) -> usize {
         self.namespace.len() + self.event.event_type.len() + self.event.subject.len() + 32
     }
 
