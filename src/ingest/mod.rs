@@ -5,8 +5,7 @@
 //!                                                 1. look up which identities are claimed already
 //!                                                 2. claim the new ones, and see who else did   ([`claim`])
 //!                                                 3. every row takes the key of its identity
-//!                                                 4. one INSERT per landing table, retried as it is,
-//!                                                    while the next round does 1 to 3
+//!                                                 4. one INSERT per landing table, retried as it is
 //! request ◄──────────────── answer ◄──────────────5. tell every request of the round
 //! ```
 //! # Acknowledgement

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 
 use crate::warehouse::IdentityPart;
 
-/// Bits of memory for each identity: with these about 1 of 50,000 new identities is looked up in vain. It must be so few
+/// Bits of memory for each identity: with these about 1 of 40,000 new identities is looked up in vain. It must be so few
 /// that most rounds of thousands look nothing up: each look-up takes a statement, and a granule of each part for each one.
 const BITS: u64 = 32;
 /// Most bytes of all filters. With 33 million identities they are full; with twice as many about 1 of 1,000 new identities
