@@ -48,7 +48,7 @@ use claims::Claims;
 pub const FIELD_MANAGER: &str = "kubemeter";
 
 /// Objects that are read at a time at the start: a page is in memory as text, as JSON and as objects at once.
-const LIST_PAGE: u32 = 100;
+const LIST_PAGE: u32 = 25;
 
 /// A kind that a controller looks after.
 pub trait Managed: Kind + HasStatus<Status: Serialize + Clone + Default + PartialEq + Debug + Send + Sync> {

@@ -143,6 +143,9 @@ fn wrong_values_are_refused_with_a_message() {
         ("clickhouse.database=a-b", "/clickhouse/database'"),
         ("image.repository=", "image.repository is missing: run `make image`"),
         ("clickhouse.bundled.enabled=true", "leave clickhouse.url and clickhouse.existingSecret empty"),
+        ("clickhouse.cluster.nodes={a:8123}", "/clickhouse/cluster/nodes/0': 'a:8123' does not match"),
+        ("clickhouse.cluster.shards=2", "clickhouse.cluster.name is missing: say which cluster"),
+        ("clickhouse.cluster.name=usage", "needs clickhouse.cluster.nodes"),
         ("clickhouse.bundled.storage=much", "/clickhouse/bundled/storage'"),
         ("autoscaling.targetCPU=0", "/autoscaling/targetCPU': minimum"),
         ("networkPolicy.callers=all", "/networkPolicy/callers': got string, want array"),
@@ -192,6 +195,15 @@ fn what_is_switched_on_is_there() {
     assert_eq!(of(&grown, "HorizontalPodAutoscaler")[0]["spec"]["minReplicas"], 3);
     let ingress = &of(&grown, "NetworkPolicy")[0]["spec"]["ingress"];
     assert_eq!(ingress.as_array().unwrap().iter().map(|rule| rule["from"].as_array().unwrap().len()).collect::<Vec<_>>(), [2, 1]);
+
+    // Operator and gateway must be told the same of the cluster.
+    let sharded = &of(&kinds("sharded"), "Deployment")[0]["spec"]["template"]["spec"]["containers"];
+    for container in sharded.as_array().unwrap() {
+        let env = container["env"].as_array().unwrap();
+        for (name, value) in [("CLUSTER", "usage"), ("NODES", "http://clickhouse-0:8123,http://clickhouse-1:8123"), ("SHARDS", "2")] {
+            assert!(env.contains(&json!({"name": format!("KUBEMETER_CLICKHOUSE_{name}"), "value": value})), "{env:?}");
+        }
+    }
 
     // Everything that reaches the gateway follows when it speaks TLS.
     let tls = kinds("seen");

@@ -157,6 +157,25 @@ volumeMounts:
 - name: KUBEMETER_CLICKHOUSE_URL
   value: {{ include "kubemeter.clickhouseUrl" . | quote }}
 - {name: KUBEMETER_CLICKHOUSE_DATABASE, value: {{ .Values.clickhouse.database | quote }}}
+{{- with .Values.clickhouse.cluster }}
+{{- if .name }}
+{{- if $.Values.clickhouse.bundled.enabled }}
+{{- fail "clickhouse.cluster is for a ClickHouse outside: the bundled one is one server" }}
+{{- end }}
+{{- if not (or .nodes .shards) }}
+{{- fail "clickhouse.cluster.name needs clickhouse.cluster.nodes (the HTTP interface of each shard's server) or clickhouse.cluster.shards (how many, for ever)" }}
+{{- end }}
+- {name: KUBEMETER_CLICKHOUSE_CLUSTER, value: {{ .name | quote }}}
+{{- with .nodes }}
+- {name: KUBEMETER_CLICKHOUSE_NODES, value: {{ join "," . | quote }}}
+{{- end }}
+{{- with .shards }}
+- {name: KUBEMETER_CLICKHOUSE_SHARDS, value: {{ . | quote }}}
+{{- end }}
+{{- else if or .nodes .shards }}
+{{- fail "clickhouse.cluster.name is missing: say which cluster of the server's remote_servers" }}
+{{- end }}
+{{- end }}
 {{- with .Values.clickhouse.existingSecret }}
 - name: KUBEMETER_CLICKHOUSE_USER
   valueFrom:
