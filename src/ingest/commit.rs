@@ -19,7 +19,7 @@ use crate::warehouse::row::{COLUMNS, Row, put_uuid};
 use crate::warehouse::schema::Landing;
 use crate::warehouse::{Error, Warehouse, insert_name};
 
-/// Bytes of encoded rows that may wait or be on their way. Beyond, requests are told to come again.
+/// Bytes of memory of rows that may wait or be on their way ([`Row::weight`]). Beyond, requests are told to come again.
 const QUEUE_BYTES: usize = 64 * 1_024 * 1_024;
 /// Requests that may wait.
 const QUEUE_REQUESTS: usize = 4_096;
@@ -150,8 +150,8 @@ impl Committer {
     }
 
     async fn queue(&self, submission: Submission) -> Result<Vec<usize>, CommitError> {
-        let bytes = submission.rows.iter().map(Row::encoded_len).sum::<usize>()
-            + submission.rejects.iter().map(|r| r.event.len() + 256).sum::<usize>();
+        let bytes =
+            submission.rows.iter().map(Row::weight).sum::<usize>() + submission.rejects.iter().map(|r| r.event.len() + 256).sum::<usize>();
         if submission.rows.is_empty() && submission.rejects.is_empty() {
             return Ok(Vec::new());
         }

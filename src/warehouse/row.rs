@@ -85,7 +85,12 @@ impl Row {
         (self.time_ms, &self.event.subject, &self.event.event_type) == (key.time_ms, &key.subject, &key.event_type)
     }
 
-    /// Bytes that [`encode`](Self::encode) adds, about; also what the row weighs in the queue.
+    /// Bytes of memory that it takes, about, until it is confirmed: itself, its texts, and these once more in the INSERT.
+    pub fn weight(&self) -> usize {
+        size_of::<Self>() + 2 * self.encoded_len()
+    }
+
+    /// Bytes that [`encode`](Self::encode) adds, about.
     pub fn encoded_len(&self) -> usize {
         let e = &self.event;
         self.namespace.len() + e.event_type.len() + e.subject.len() + e.source.len() + e.id.len() + e.data.encoded_len() + 80
