@@ -41,7 +41,7 @@ pub async fn measure((setup, direct): (&Setup, &Setup), sizes: &Sizes, seed: u64
     bench.check_duplicates().await?;
 
     let others: Vec<f64> = big.iter().chain(ours.iter().flatten()).chain(same.iter().flatten()).map(|run| run.others * 100.0).collect();
-    let Some(big) = together(big) else { return Ok(()) };
+    let big = together(big)?;
     let mut table = Table::new(
         &format!("Ingest, with {} million events stored", load::millions(stored)),
         &["figure", "ours", "the limit", "ratio", "direct, in the same batches"],
@@ -51,7 +51,7 @@ pub async fn measure((setup, direct): (&Setup, &Setup), sizes: &Sizes, seed: u64
         &["figure", "gateway", "ClickHouse behind it", "load generator", "ClickHouse, the limit", "ClickHouse, direct in the same batches"],
     );
     for ((&(connections, size, _), ours), same) in sizes.batches.iter().zip(ours).zip(same) {
-        let (Some(ours), Some(same)) = (together(ours), together(same)) else { continue };
+        let (ours, same) = (together(ours)?, together(same)?);
         aims(report, (connections, size), &ours, &big);
         table.row([
             format!("batches of {size}, {connections} connections"),

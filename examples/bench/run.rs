@@ -64,9 +64,9 @@ impl Run {
     }
 }
 
-/// Several runs as one; None of none.
-pub fn together(runs: Vec<Run>) -> Option<Run> {
-    runs.into_iter().fold(None, |all, run| Some(Run::and(all, run)))
+/// Several runs as one.
+pub fn together(runs: Vec<Run>) -> Result<Run> {
+    runs.into_iter().fold(None, |all, run| Some(Run::and(all, run))).ok_or_else(|| "there was no run".into())
 }
 
 pub fn at(run: &Run, percent: usize) -> String {

@@ -146,6 +146,10 @@ fn wrong_values_are_refused_with_a_message() {
         ("clickhouse.cluster.nodes={a:8123}", "/clickhouse/cluster/nodes/0': 'a:8123' does not match"),
         ("clickhouse.cluster.shards=2", "clickhouse.cluster.name is missing: say which cluster"),
         ("clickhouse.cluster.name=usage", "needs clickhouse.cluster.nodes"),
+        (
+            "clickhouse.url=,clickhouse.bundled.enabled=true,clickhouse.bundled.image.repository=x,clickhouse.cluster.name=usage,clickhouse.cluster.shards=2",
+            "the bundled one is one server",
+        ),
         ("clickhouse.bundled.storage=much", "/clickhouse/bundled/storage'"),
         ("autoscaling.targetCPU=0", "/autoscaling/targetCPU': minimum"),
         ("networkPolicy.callers=all", "/networkPolicy/callers': got string, want array"),
