@@ -138,7 +138,7 @@ impl Batch {
                 cancellation: Uuid::nil(),
                 event,
             };
-            row.encode(&mut rows);
+            row.encode(&mut rows, false);
         }
         Ok(rows)
     }

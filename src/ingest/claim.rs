@@ -5,8 +5,9 @@
 //! visible, so everybody who looks after its own claim sees every earlier one, and the first claim is the same to all: its
 //! key is the identity's, for ever. Only then is the event written, under that key. So whatever is cut off where, and
 //! however many gateways write at once, no identity ever has rows under two keys.
-
-use std::collections::HashMap;
+//!
+//! Of all who claim an identity one at most sees no other claim: the first one, if it looks before the second claims. It
+//! alone writes a *first sending*, once; everybody else's rows say that there may be others ([`crate::warehouse::row`]).
 
 use bytes::Bytes;
 
@@ -15,8 +16,8 @@ use super::look::{Keys, Lookup};
 use crate::warehouse::row::{IDENTITY_COLUMNS, Row};
 use crate::warehouse::{Error, Warehouse};
 
-/// Claims what is new among rows of different identities, and tells the keys of all identities that others claimed first,
-/// or earlier sendings of the same.
+/// Claims what is new among rows of different identities, and tells the keys of all identities that were claimed before or
+/// are claimed more than once. What it doesn't tell is this round's alone.
 pub(super) async fn claim(warehouse: &Warehouse, lookup: &mut Lookup, rows: &[&Row]) -> Result<Keys, Error> {
     let mut keys = lookup.before(rows.iter().map(|row| row.identity)).await?;
     let new: Vec<&Row> = rows.iter().copied().filter(|row| !keys.contains_key(&row.identity)).collect();
@@ -26,14 +27,9 @@ pub(super) async fn claim(warehouse: &Warehouse, lookup: &mut Lookup, rows: &[&R
     let mut claims = Vec::with_capacity(new.iter().map(|row| row.encoded_identity_len()).sum());
     new.iter().for_each(|row| row.encode_identity(&mut claims));
     let claims = Bytes::from(claims);
-    // Claimed twice by a retry, it is claimed once for the same key.
+    // Claimed twice by a retry, it is claimed for the same key, and not taken for a first sending.
     retried(warehouse, || warehouse.insert("identities", IDENTITY_COLUMNS, claims.clone(), "kubemeter-identities", INSERT)).await?;
     let ids: Vec<u128> = new.iter().map(|row| row.identity).collect();
-    let contested = lookup.after(&ids).await?;
-    if contested.is_empty() {
-        return Ok(keys);
-    }
-    let own: HashMap<u128, &Row> = new.iter().map(|row| (row.identity, *row)).collect();
-    keys.extend(contested.into_iter().filter(|(id, key)| own.get(id).is_none_or(|row| !row.has_key(key))));
+    keys.extend(lookup.after(&ids).await?);
     Ok(keys)
 }

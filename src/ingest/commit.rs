@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -317,15 +318,14 @@ async fn settle(warehouse: &Warehouse, lookup: &mut Lookup, round: &mut [Waiting
 async fn write(warehouse: &Warehouse, round: Vec<Waiting>, settled: Settled) {
     let mut kept = Vec::new();
     round.iter().flat_map(|waiting| &waiting.submission.rejects).for_each(|reject| reject.encode(&mut kept));
-    let rows = round.iter().flat_map(|waiting| &waiting.submission.rows);
-    let by_landing = if settled.has_twice {
+    let mut rows: Vec<&Row> = round.iter().flat_map(|waiting| &waiting.submission.rows).collect();
+    if settled.has_twice {
         let mut seen = Ids::default();
-        encode(rows.filter(|row| seen.insert(row.identity)).collect::<Vec<_>>().into_iter())
-    } else {
-        encode(rows)
-    };
+        rows.retain(|row| seen.insert(row.identity));
+    }
     let (landed, rejects, again) =
-        tokio::join!(insert_landings(warehouse, by_landing), insert_rejects(warehouse, kept.into()), write_again(warehouse, settled.again));
+        tokio::join!(insert_landings(warehouse, &rows), insert_rejects(warehouse, kept.into()), write_again(warehouse, settled.again));
+    drop(rows);
     answer(round, |Waiting { submission, repeats, .. }| {
         // The acknowledgement: every landing table of the request has confirmed. Rows of one identity are of one type, so
         // one that another request's row stood for has the same table.
@@ -358,30 +358,31 @@ fn answer(round: Vec<Waiting>, result: impl Fn(&Waiting) -> Result<(), Error>) {
     }
 }
 
-/// Rows by landing table, as they are inserted.
-fn encode<'a>(rows: impl Iterator<Item = &'a Row> + Clone) -> HashMap<Landing, Vec<u8>> {
-    let mut sizes: HashMap<Landing, usize> = HashMap::new();
-    rows.clone().for_each(|row| *sizes.entry(row.landing).or_default() += row.encoded_len());
-    let mut by_landing: HashMap<_, _> = sizes.into_iter().map(|(landing, bytes)| (landing, Vec::with_capacity(bytes))).collect();
-    rows.for_each(|row| row.encode(by_landing.entry(row.landing).or_default()));
-    by_landing
-}
-
 /// One INSERT per landing table, all at once.
-async fn insert_landings(warehouse: &Warehouse, by_landing: HashMap<Landing, Vec<u8>>) -> HashMap<Landing, Result<(), Error>> {
-    let inserts =
-        by_landing.into_iter().map(|(landing, rows)| async move { (landing, insert_rows(warehouse, landing, rows.into()).await) });
+async fn insert_landings(warehouse: &Warehouse, rows: &[&Row]) -> HashMap<Landing, Result<(), Error>> {
+    let mut by_landing: HashMap<Landing, Vec<&Row>> = HashMap::new();
+    rows.iter().for_each(|row| by_landing.entry(row.landing).or_default().push(row));
+    let inserts = by_landing.into_iter().map(|(landing, rows)| async move { (landing, insert_rows(warehouse, landing, &rows).await) });
     futures::future::join_all(inserts).await.into_iter().collect()
 }
 
-async fn insert_rows(warehouse: &Warehouse, landing: Landing, rows: Bytes) -> Result<(), Error> {
-    let table = landing.to_string();
+async fn insert_rows(warehouse: &Warehouse, landing: Landing, rows: &[&Row]) -> Result<(), Error> {
+    let (table, is_sent) = (landing.to_string(), AtomicBool::new(false));
     retried(warehouse, || async {
         warehouse.ensure_landing(&table).await?;
-        warehouse.insert(&table, COLUMNS, rows.clone(), &insert_name(&table), INSERT).await
+        // An INSERT that failed may have stored all or some: from then on the rows are none that come for the first time.
+        let is_again = is_sent.swap(true, Ordering::Relaxed);
+        warehouse.insert(&table, COLUMNS, encode(rows, is_again), &insert_name(&table), INSERT).await
     })
     .instrument(tracing::info_span!("INSERT", table))
     .await
+}
+
+/// Rows as they are inserted.
+fn encode(rows: &[&Row], is_again: bool) -> Bytes {
+    let mut encoded = Vec::with_capacity(rows.iter().map(|row| row.encoded_len()).sum());
+    rows.iter().for_each(|row| row.encode(&mut encoded, is_again));
+    encoded.into()
 }
 
 async fn insert_rejects(warehouse: &Warehouse, rows: Bytes) -> Result<(), Error> {

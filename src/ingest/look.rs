@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::commit::retried;
 use super::seen::Seen;
-use crate::warehouse::{Error, IdentityPart, IdentityTable, StoredKey, Warehouse};
+use crate::warehouse::{Claim, Error, IdentityPart, IdentityTable, StoredKey, Warehouse};
 
 /// How long reading what is new in ClickHouse may take between two rounds.
 const CATCH_UP: Duration = Duration::from_secs(30);
@@ -66,11 +66,11 @@ impl Lookup {
             Memory::Known(known) => known.seen.may_have(*id),
             _ => true,
         };
-        self.ask(ids.filter(perhaps).collect()).await
+        Ok(self.ask(ids.filter(perhaps).collect()).await?.into_iter().map(|(id, claim)| (id, claim.key)).collect())
     }
 
-    /// Looks again after `claims` were written, all of them in one INSERT: the keys of those which others claimed, too,
-    /// perhaps before.
+    /// Looks again after `claims` were written, all of them in one INSERT: the keys of those that were claimed more than
+    /// once, by others, or by an INSERT that was sent again.
     ///
     /// What was claimed before was seen before; what came since is in new blocks, most often just the one of this INSERT.
     pub(super) async fn after(&mut self, claims: &[u128]) -> Result<Keys, Error> {
@@ -81,12 +81,17 @@ impl Lookup {
             && let Memory::Known(known) = &mut self.memory
         {
             match known.catch_up(&self.warehouse, CATCH_UP, claims).await {
-                Ok(Some(contested)) => return self.ask(contested).await,
+                Ok(Some(contested)) => return self.contested(contested).await,
                 Ok(None) => self.memory = Memory::Absent(Instant::now() + AGAIN),
                 Err(why) => tracing::debug!(error = %why, "what is new in ClickHouse can't be read: identities are looked up"),
             }
         }
-        self.ask(claims.to_vec()).await
+        self.contested(claims.to_vec()).await
+    }
+
+    async fn contested(&self, ids: Vec<u128>) -> Result<Keys, Error> {
+        let claims = self.ask(ids).await?.into_iter();
+        Ok(claims.filter(|(_, claim)| !claim.is_only).map(|(id, claim)| (id, claim.key)).collect())
     }
 
     /// Keeps up with other gateways while there is nothing to do.
@@ -123,11 +128,11 @@ impl Lookup {
         }
     }
 
-    async fn ask(&self, ids: Vec<u128>) -> Result<Keys, Error> {
+    async fn ask(&self, ids: Vec<u128>) -> Result<HashMap<u128, Claim>, Error> {
         if ids.is_empty() {
-            return Ok(Keys::new());
+            return Ok(HashMap::new());
         }
-        retried(&self.warehouse, || self.warehouse.claimed_keys(&ids)).await
+        retried(&self.warehouse, || self.warehouse.claims_of(&ids)).await
     }
 }
 

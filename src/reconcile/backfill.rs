@@ -9,7 +9,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::Error;
 use crate::api::BackfillProgress;
-use crate::warehouse::schema::{self, TableNote, TableState};
+use crate::warehouse::schema::{self, StoredBefore, TableNote, TableState};
 use crate::warehouse::{BACKFILL, Warehouse};
 
 /// How long a reconcile waits for a backfill to end before it says how far it is: most end at once.
@@ -30,7 +30,7 @@ struct Running {
 pub(super) struct Job {
     pub(super) warehouse: Warehouse,
     pub(super) table: String,
-    /// Copies `{month:UInt32}`.
+    /// Copies `{month:UInt32}`; see [`schema::Layout::backfill`].
     pub(super) copy: String,
     pub(super) event_type: String,
     pub(super) note: TableNote,
@@ -75,11 +75,14 @@ impl Job {
 
     async fn run(&self, report: &watch::Sender<BackfillProgress>) -> Result<(), Error> {
         let months = self.warehouse.months_of(&self.note.namespace, &self.event_type).await?;
+        // Of what nobody knows when it was stored, all may have come by the view.
+        let before = self.note.before.unwrap_or(StoredBefore { block: 0, started_s: 0 });
         let months_total = i64::try_from(months.len()).unwrap_or(i64::MAX);
         for (months_done, month) in (0..).zip(&months) {
             report.send_replace(BackfillProgress { table: self.table.clone(), months_done, months_total });
             if *month > self.after {
-                self.warehouse.query(&self.copy).bind("month", *month).within(MONTH).named(BACKFILL).run().await?;
+                let copy = self.warehouse.query(&self.copy).bind("month", *month).bind("block", before.block);
+                copy.bind("started", before.started_s).within(MONTH).named(BACKFILL).run().await?;
                 self.note(TableState::Filling(*month)).await?;
             }
         }

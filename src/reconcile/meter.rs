@@ -36,7 +36,7 @@ impl Reconciler {
         let namespace = meter.namespace().unwrap_or_default();
         let layout = Layout::of(&namespace, &definition);
         let target = layout.table(&uid);
-        let note = TableNote { uid: uid.clone(), namespace, meter: meter.name_any(), state: TableState::New };
+        let note = TableNote { uid: uid.clone(), namespace, meter: meter.name_any(), state: TableState::New, before: None };
         let answering = meter.status.as_ref().and_then(|status| status.active.as_ref()).map(|active| active.table.as_str());
         loop {
             let observed = self.observe(&uid).await?;
@@ -56,7 +56,7 @@ impl Reconciler {
             if let Some(progress) = filling {
                 return Ok(backfilling(meter, &observed, progress));
             }
-            // The backfill is done: what is there now makes another plan.
+            // The table is made, or its backfill done: what is there now makes another plan.
         }
     }
 
@@ -102,10 +102,13 @@ impl Reconciler {
         let warehouse = &self.warehouse;
         let (topology, database) = (warehouse.topology(), warehouse.database());
         let landing = schema::Landing::of(&note.namespace, &definition.event_type).to_string();
+        let noted = observed.tables.get(target).unwrap_or(note);
         match step {
             Step::CreateTable => {
                 warehouse.ensure_landing(&landing).await?;
-                warehouse.run_all_ddl(&layout.create_table(topology, database, target, note)?).await?;
+                // Before there can be a view: what was stored by now can't come by it.
+                let note = TableNote { before: warehouse.stored_before().await?, ..note.clone() };
+                warehouse.run_all_ddl(&layout.create_table(topology, database, target, &note)?).await?;
             }
             Step::Reset => {
                 self.on_every_shard(layout, target, note).await?;
@@ -120,14 +123,14 @@ impl Reconciler {
             // Those that begin now meet the view.
             Step::Fence => {
                 warehouse.await_inserts(&landing).await?;
-                self.note(target, &TableNote { state: TableState::Filling(0), ..note.clone() }).await?;
+                self.note(target, &TableNote { state: TableState::Filling(0), ..noted.clone() }).await?;
             }
             Step::Backfill { after } => {
-                let copy = layout.backfill(database, target);
+                let copy = layout.backfill(topology, database, target);
                 let (warehouse, table, event_type) = (warehouse.clone(), target.to_owned(), definition.event_type.clone());
-                return self.backfills.advance(Job { warehouse, table, copy, event_type, note: note.clone(), after: *after }).await;
+                return self.backfills.advance(Job { warehouse, table, copy, event_type, note: noted.clone(), after: *after }).await;
             }
-            Step::Revive => self.note(target, &TableNote { state: TableState::Live, ..note.clone() }).await?,
+            Step::Revive => self.note(target, &TableNote { state: TableState::Live, ..noted.clone() }).await?,
             Step::Retire(table) => {
                 if let Some(before) = observed.tables.get(table) {
                     self.note(table, &TableNote { state: TableState::Retired(Timestamp::now().as_second()), ..before.clone() }).await?;

@@ -27,7 +27,7 @@ impl<R: Registry> Service<R> {
                 let meter = self.known_meter(namespace, meter_id)?;
                 let (table, definition) = active(&meter)?;
                 check_names(definition, query)?;
-                let keys = select::counted_keys(self.warehouse.database(), namespace, table, definition, query);
+                let keys = select::counted_keys(self.warehouse.topology(), self.warehouse.database(), namespace, table, definition, query);
                 (select::cancel_by_keys(self.warehouse.database(), namespace, &definition.event_type, keys), Vec::new())
             }
         };

@@ -30,7 +30,7 @@ impl<R: Registry> Service<R> {
         let meter = self.known_meter(namespace, meter_id)?;
         let (table, definition) = active(&meter)?;
         check_names(definition, &query)?;
-        let statement = select::usage(self.warehouse.database(), namespace, table, definition, &query);
+        let statement = select::usage(self.warehouse.topology(), self.warehouse.database(), namespace, table, definition, &query);
         let records = self.warehouse.query(&statement.sql).bind_all(statement.params).within(USAGE).rows::<UsageRecord>().await;
         let records = match records {
             Err(warehouse::Error::Refused(_)) if query.window_size.is_some() && !self.warehouse.has_zone(&query.time_zone).await? => {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use clickhouse::Row;
 use serde::Deserialize;
 
-use super::row::COLUMNS;
+use super::row::{COLUMNS, written_again_sql};
 use super::schema::Landing;
 use super::select::is_one_of;
 use super::{Error, Query, Warehouse, insert_name};
@@ -21,6 +21,15 @@ pub struct StoredKey {
     pub subject: String,
     /// Event type.
     pub event_type: String,
+}
+
+/// The first claim of an identity.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// The identity's key.
+    pub key: StoredKey,
+    /// Whether there is no other.
+    pub is_only: bool,
 }
 
 #[derive(Row, Deserialize)]
@@ -106,7 +115,8 @@ impl Warehouse {
     }
 
     /// Writes stored events of one type again, as they are, through their landing table: to the tables that may lack them
-    /// since an INSERT or a cancellation was cut off. Where they are already they collapse.
+    /// since an INSERT or a cancellation was cut off. Where they are already they collapse. Their versions say that they may
+    /// be there already.
     ///
     /// # Errors
     /// See [`Error`].
@@ -115,9 +125,10 @@ impl Warehouse {
         self.ensure_landing(&landing).await?;
         let (is_one_of, params) = is_one_of(ids);
         let sql = format!(
-            "INSERT INTO {} ({COLUMNS}) SELECT {COLUMNS} FROM {} FINAL WHERE namespace = {{namespace:String}} AND type = {{type:String}} \
+            "INSERT INTO {} ({COLUMNS}) SELECT {} FROM {} FINAL WHERE namespace = {{namespace:String}} AND type = {{type:String}} \
              AND (namespace, type, subject, time, id) IN (SELECT namespace, type, subject, time, id FROM {} WHERE {is_one_of})",
             self.table(&landing),
+            COLUMNS.replace("version", &written_again_sql()),
             self.table("events"),
             self.table("identities")
         );
@@ -173,11 +184,11 @@ impl Warehouse {
         query.within(deadline).each(each).await
     }
 
-    /// The keys of the claimed ones among identities: of each the one that was claimed first.
+    /// The claimed ones among identities: of each the claim that was first.
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn claimed_keys(&self, ids: &[u128]) -> Result<HashMap<u128, StoredKey>, Error> {
+    pub async fn claims_of(&self, ids: &[u128]) -> Result<HashMap<u128, Claim>, Error> {
         if ids.is_empty() {
             return Ok(HashMap::new());
         }
@@ -187,16 +198,21 @@ impl Warehouse {
             "SELECT id, type AS event_type, subject, toUnixTimestamp64Milli(time) AS time_ms, _block_number AS block FROM {} WHERE {is_one_of}",
             self.table("identities")
         );
-        let mut first: HashMap<u128, (u64, StoredKey)> = HashMap::new();
+        let mut first: HashMap<u128, (u64, Claim)> = HashMap::new();
         for Claimed { id, event_type, subject, time_ms, block } in self.query(&sql).bind_all(params).rows::<Claimed>().await? {
-            let claimed = (block, StoredKey { time_ms, subject, event_type });
+            let key = StoredKey { time_ms, subject, event_type };
             match first.entry(id) {
                 // Two of one block there are only in a table that was copied: which is taken is all the same, if always.
-                Entry::Occupied(mut known) if claimed < *known.get() => drop(known.insert(claimed)),
-                Entry::Occupied(_) => {}
-                Entry::Vacant(none) => drop(none.insert(claimed)),
+                Entry::Occupied(mut known) => {
+                    let (first, claim) = known.get_mut();
+                    claim.is_only = false;
+                    if (block, &key) < (*first, &claim.key) {
+                        (*first, claim.key) = (block, key);
+                    }
+                }
+                Entry::Vacant(none) => drop(none.insert((block, Claim { key, is_only: true }))),
             }
         }
-        Ok(first.into_iter().map(|(id, (_, key))| (id, key)).collect())
+        Ok(first.into_iter().map(|(id, (_, claim))| (id, claim)).collect())
     }
 }

@@ -1,9 +1,10 @@
 //! ClickHouse: the only place that talks to it.
 //!
-//! [`schema`], [`select`] and [`row`] are pure text and bytes; [`client`] does the I/O, each call with a deadline.
+//! [`schema`], [`select`], [`counted`] and [`row`] are pure text and bytes; [`client`] does the I/O, each call with a deadline.
 
 mod cancellations;
 mod client;
+pub mod counted;
 mod identities;
 mod listings;
 pub mod row;
@@ -14,7 +15,7 @@ mod tables;
 mod topology;
 
 pub use client::{Error, Query, Warehouse, WarehouseOptions};
-pub use identities::{IdentityPart, IdentityTable, StoredKey};
+pub use identities::{Claim, IdentityPart, IdentityTable, StoredKey};
 pub use listings::{EventRecord, RejectRecord};
 pub use tables::{BACKFILL, insert_name};
 pub use topology::{Cluster, Topology};

@@ -14,16 +14,36 @@ use crate::event::{Event, put_bytes};
 /// |---|---|---|
 /// | [`VERSION_MARK`] up | cancellations and reverts | the later counts |
 /// | below [`VERSION_MARK`] | sendings that found their identity claimed, but nothing stored | the earlier counts, by ClickHouse's clock |
-/// | below [`ARRIVAL_MARK`] | the sending that claimed the identity | there is one |
+/// | [`ARRIVAL_MARK`] up | what the first sending stored, written again ([`written_again`]) | they are the same |
+/// | below [`ARRIVAL_MARK`] | the first sending: that which claimed the identity, in its first try | **there is one row at most** |
 ///
-/// A sending that found the event stored is not written: what is stored is written again, as it is, to where it may be
-/// missing. So all tables agree on one row, whatever was cut off before and however senders change what they say.
+/// A sending that found the event stored is not written: what is stored is written again to where it may be missing. So all
+/// tables agree on one row, whatever was cut off before and however senders change what they say.
+///
+/// Every row but the first one of a key lies at [`ARRIVAL_MARK`] or above. So a key none of whose rows does so has one row,
+/// and a question need not look for others ([`super::counted`]).
 pub const VERSION_MARK: u64 = 1 << 62;
 /// See [`VERSION_MARK`].
 pub const ARRIVAL_MARK: u64 = 1 << 61;
+/// What a first sending's version is raised by when its row is written again.
+pub const AGAIN: u64 = 1 << 60;
 
-// A cancellation lies above every sending, one that completes above every first one.
-const _: () = assert!(ARRIVAL_MARK < VERSION_MARK);
+/// More than any clock says, µs since 1970: after the year 9999.
+const CLOCK_END: u64 = 1 << 58;
+
+// What is written again lies above every first sending, one that completes above that, a cancellation above all.
+const _: () = assert!(ARRIVAL_MARK - CLOCK_END + AGAIN >= ARRIVAL_MARK);
+const _: () = assert!(ARRIVAL_MARK + AGAIN < VERSION_MARK - CLOCK_END);
+
+/// The version of a row with this version when it is written again.
+pub const fn written_again(version: u64) -> u64 {
+    if version < ARRIVAL_MARK { version + AGAIN } else { version }
+}
+
+/// [`written_again`] of the column `version`, in SQL.
+pub fn written_again_sql() -> String {
+    format!("if(version < {ARRIVAL_MARK}, version + {AGAIN}, version)")
+}
 
 /// Columns of a landing table in the order in which [`encode`] writes them.
 pub const COLUMNS: &str = "namespace, type, subject, time, id, source, event_id, received, data, version, cancellation";
@@ -56,7 +76,7 @@ impl Row {
     /// The version of an event that arrived at a time.
     pub const fn arrival_version(received_us: i64) -> u64 {
         let version = ARRIVAL_MARK - received_us.unsigned_abs();
-        debug_assert!(version < ARRIVAL_MARK, "a first sending gives way to all others");
+        debug_assert!(version < ARRIVAL_MARK && written_again(version) >= ARRIVAL_MARK, "a first sending gives way to all others");
         version
     }
 
@@ -96,8 +116,8 @@ impl Row {
         self.namespace.len() + e.event_type.len() + e.subject.len() + e.source.len() + e.id.len() + e.data.encoded_len() + 80
     }
 
-    /// Appends the row in the order of [`COLUMNS`].
-    pub fn encode(&self, out: &mut Vec<u8>) {
+    /// Appends the row in the order of [`COLUMNS`], as one that may be there already or for the first time.
+    pub fn encode(&self, out: &mut Vec<u8>, is_again: bool) {
         let event = &self.event;
         put_bytes(out, self.namespace.as_bytes());
         put_bytes(out, event.event_type.as_bytes());
@@ -108,7 +128,8 @@ impl Row {
         put_bytes(out, event.id.as_bytes());
         out.extend_from_slice(&self.received_us.to_le_bytes());
         event.data.encode(out);
-        out.extend_from_slice(&self.version.to_le_bytes());
+        let version = if is_again { written_again(self.version) } else { self.version };
+        out.extend_from_slice(&version.to_le_bytes());
         put_uuid(out, self.cancellation);
     }
 

@@ -15,6 +15,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::counted::{copied_version, partition_key};
 use super::row::COLUMNS;
 use super::sql::{identifier, literal};
 use super::topology::{ShardBy, Topology};
@@ -94,7 +95,8 @@ fn standing() -> [(&'static str, ShardBy, String); 6] {
             ShardBy::Subject,
             format!(
                 "({EVENT_COLUMNS}) ENGINE = ReplacingMergeTree(version) \
-             PARTITION BY toYYYYMM(time) ORDER BY (namespace, type, subject, time, id) SETTINGS index_granularity = 1024, {DURABLE}, {MERGED_WHEN_QUIET}, {MERGED_SELDOM}"
+             PARTITION BY toYYYYMM(time) ORDER BY (namespace, type, subject, time, id) \
+             SETTINGS index_granularity = 1024, enable_block_number_column = 1, {DURABLE}, {MERGED_WHEN_QUIET}, {MERGED_SELDOM}"
             ),
         ),
         // Claims are never changed. Of several of one id, from gateways at the same moment, the first block's counts: block
@@ -180,6 +182,19 @@ pub struct TableNote {
     pub meter: String,
     /// Where the table is in its life.
     pub state: TableState,
+    /// What was stored before the table was made; None: not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<StoredBefore>,
+}
+
+/// A moment in the life of `events`: what it has up to then can't have come to a later table by its view.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct StoredBefore {
+    /// Number of the last INSERT.
+    pub block: u64,
+    /// When ClickHouse was started, s since 1970: later it may give numbers a second time.
+    pub started_s: i64,
 }
 
 /// A meter table's life: `New → Filling → Live → Retired`, or `Retained` when its Meter has gone.
@@ -208,6 +223,11 @@ pub struct Layout {
     /// Days that rows stay. A longer time needs rows that are gone, so it is another table, like any other edit.
     retention_days: Option<u32>,
 }
+
+/// Column: see [`super::row::VERSION_MARK`].
+const VERSION: &str = "version";
+/// Column: whether a backfill copied the row.
+const COPIED: &str = "copied";
 
 /// Name of the column of a group: never that of a fixed column.
 pub fn group_column(name: &str) -> String {
@@ -259,7 +279,8 @@ impl Layout {
         for (name, path) in &definition.group_by {
             columns.push((group_column(name), "LowCardinality(String)", scalar_text(path)));
         }
-        columns.push(("version".to_owned(), "UInt64 CODEC(Delta, ZSTD)", "version".to_owned()));
+        columns.push((VERSION.to_owned(), "UInt64 CODEC(Delta, ZSTD)", "version".to_owned()));
+        columns.push((COPIED.to_owned(), "UInt8", "0".to_owned()));
         columns.push(("is_deleted".to_owned(), "UInt8", "cancellation != toUUID('00000000-0000-0000-0000-000000000000')".to_owned()));
         Self {
             columns,
@@ -277,6 +298,7 @@ impl Layout {
             text.push_str(&format!("\0{name}\0{kind}\0{expression}"));
         }
         self.text.iter().for_each(|number| text.push_str(&format!("\0{number}")));
+        text.push_str(&format!("\0{}", partition_key()));
         format!("meter_{}_{:016x}", uid.replace('-', ""), xxhash_rust::xxh3::xxh3_64(text.as_bytes()))
     }
 
@@ -294,8 +316,9 @@ impl Layout {
         let columns = self.columns.iter().map(|(name, kind, _)| format!("{} {kind}", identifier(name))).collect::<Vec<_>>().join(", ");
         let ttl = self.retention_days.map(ttl).map(|ttl| format!(" TTL {ttl}")).unwrap_or_default();
         let definition = format!(
-            "({columns}) ENGINE = ReplacingMergeTree(version, is_deleted) PARTITION BY toYYYYMM(time) \
-             ORDER BY (subject, time, id){ttl} SETTINGS {DURABLE}, {MERGED_WHEN_QUIET}, {MERGED_LESS}"
+            "({columns}) ENGINE = ReplacingMergeTree(version, is_deleted) PARTITION BY {} \
+             ORDER BY (subject, time, id){ttl} SETTINGS {DURABLE}, {MERGED_WHEN_QUIET}, {MERGED_LESS}",
+            partition_key()
         );
         Ok(topology.create(database, table, &definition, ShardBy::Subject, Some(&serde_json::to_string(note)?)))
     }
@@ -308,28 +331,39 @@ impl Layout {
             identifier(&view(table)),
             topology.on_cluster(),
             identifier(&topology.stored(table)),
-            self.select(database, &topology.stored(&Landing::of(&self.namespace, &self.event_type).to_string()), "")
+            self.select(database, &topology.stored(&Landing::of(&self.namespace, &self.event_type).to_string()), "", "", |_| None)
         )
     }
 
-    /// Copies a month (`yyyymm`) of stored events into the table: `{month:UInt32}` is bound. Rows that are there already
-    /// collapse with their copies, cancelled ones come as cancelled.
-    pub fn backfill(&self, database: &str, table: &str) -> String {
+    /// Copies a month (`yyyymm`) of stored events into the table: `{month:UInt32}` is bound, and `{block:UInt64}` and
+    /// `{started:Int64}` of [`StoredBefore`]. Rows that are there already collapse with their copies, cancelled ones come
+    /// as cancelled.
+    pub fn backfill(&self, topology: &Topology, database: &str, table: &str) -> String {
         let names = self.columns.iter().map(|(name, ..)| identifier(name)).collect::<Vec<_>>().join(", ");
+        // Each shard numbers its INSERTs; what is read there is FINAL, whichever kind it is of.
+        let block = if *topology == Topology::Single { ", _block_number AS block" } else { ", toUInt64(1) AS block" };
+        let as_copy = |name: &str| match name {
+            VERSION => Some(copied_version("block")),
+            COPIED => Some("1".to_owned()),
+            _ => None,
+        };
         format!(
             "INSERT INTO {}.{} ({names}) {}",
             identifier(database),
             identifier(table),
-            self.select(database, "events", " AND toYYYYMM(time) = {month:UInt32}")
+            self.select(database, "events", block, " AND toYYYYMM(time) = {month:UInt32}", as_copy)
         )
     }
 
-    /// The one reading of events that view and backfill share.
-    fn select(&self, database: &str, from: &str, and: &str) -> String {
+    /// The one reading of events that view and backfill share, but for columns that say how a row came.
+    fn select(&self, database: &str, from: &str, more: &str, and: &str, other: impl Fn(&str) -> Option<String>) -> String {
         let text = self.text.as_ref().map(|text| format!(", {text} AS text")).unwrap_or_default();
-        let columns = self.columns.iter().map(|(name, _, expression)| format!("{expression} AS {}", identifier(name)));
+        let columns = self.columns.iter().map(|(name, _, expression)| {
+            let expression = other(name).unwrap_or_else(|| expression.clone());
+            format!("{expression} AS {}", identifier(name))
+        });
         format!(
-            "SELECT {} FROM (SELECT {COLUMNS}{text} FROM {}.{} WHERE namespace = {} AND type = {}{and})",
+            "SELECT {} FROM (SELECT {COLUMNS}{text}{more} FROM {}.{} WHERE namespace = {} AND type = {}{and})",
             columns.collect::<Vec<_>>().join(", "),
             identifier(database),
             identifier(from),

@@ -3,8 +3,10 @@
 
 use serde::Serialize;
 
+use super::counted::counted;
 use super::identities::CHUNK;
 use super::sql::identifier;
+use super::topology::Topology;
 use crate::limits;
 use crate::meter::{DecimalAggregation, Definition, Measure};
 use crate::metering::{EventFilter, UsageQuery, WindowSize};
@@ -75,36 +77,45 @@ pub fn subjects_of_customers(database: &str) -> String {
     )
 }
 
-/// The conditions of a question, and their values: what usage counts and what a cancellation by filter hits is the same.
-fn conditions(database: &str, namespace: &str, definition: &Definition, query: &UsageQuery, params: &mut Vec<Param>) -> Vec<String> {
-    let mut all = Vec::new();
+/// A FROM of the rows that a question is about, and its values: what usage counts and what a cancellation by filter hits is
+/// the same.
+fn rows(
+    topology: &Topology,
+    database: &str,
+    namespace: &str,
+    table: &str,
+    definition: &Definition,
+    query: &UsageQuery,
+    params: &mut Vec<Param>,
+) -> String {
+    let (mut keys, mut others) = (Vec::new(), Vec::new());
     let mut bind = |name: &str, value| params.push(Param { name: name.to_owned(), value });
     bind("namespace", Value::Text(namespace.to_owned()));
     if let Some(from) = query.from {
         bind("from", Value::Int(ceil_ms(from)));
-        all.push("time >= fromUnixTimestamp64Milli({from:Int64}, 'UTC')".to_owned());
+        keys.push("time >= fromUnixTimestamp64Milli({from:Int64}, 'UTC')".to_owned());
     }
     if let Some(to) = query.to {
         bind("to", Value::Int(ceil_ms(to)));
-        all.push("time < fromUnixTimestamp64Milli({to:Int64}, 'UTC')".to_owned());
+        keys.push("time < fromUnixTimestamp64Milli({to:Int64}, 'UTC')".to_owned());
     }
     if !query.subjects.is_empty() {
         bind("subjects", Value::Texts(query.subjects.clone()));
-        all.push("subject IN {subjects:Array(String)}".to_owned());
+        keys.push("subject IN {subjects:Array(String)}".to_owned());
     }
     if !query.customers.is_empty() {
         bind("customers", Value::Texts(query.customers.clone()));
-        all.push(format!("subject IN {}", subjects_of_customers(database)));
+        keys.push(format!("subject IN {}", subjects_of_customers(database)));
     }
     for (index, (group, values)) in query.filters.iter().enumerate() {
         bind(&format!("filter{index}"), Value::Texts(values.clone()));
-        all.push(format!("{} IN {{filter{index}:Array(String)}}", identifier(&group_column(group))));
+        others.push(format!("{} IN {{filter{index}:Array(String)}}", identifier(&group_column(group))));
     }
     if definition.measure != Measure::Count {
         // Stored, but its value is none: it is in no number.
-        all.push("value IS NOT NULL".to_owned());
+        others.push("value IS NOT NULL".to_owned());
     }
-    all
+    counted(topology, database, table, &keys, &others)
 }
 
 /// Start of the year 1, in ms: no event is earlier, and a time before it that is sent on to a shard as text is none there.
@@ -168,16 +179,12 @@ const fn window(size: Option<WindowSize>) -> (&'static str, &'static str) {
     }
 }
 
-fn filtered(conditions: &[String]) -> String {
-    if conditions.is_empty() { String::new() } else { format!(" WHERE {}", conditions.join(" AND ")) }
-}
-
-/// Usage from a meter's table. Read FINAL: duplicates and cancelled events are gone whatever was merged.
+/// Usage from a meter's table: duplicates and cancelled events are gone whatever was merged.
 ///
 /// Grouped by customer, subjects are aggregated to states first, then mapped: the map meets few rows, not every event.
-pub fn usage(database: &str, namespace: &str, table: &str, definition: &Definition, query: &UsageQuery) -> Statement {
+pub fn usage(topology: &Topology, database: &str, namespace: &str, table: &str, definition: &Definition, query: &UsageQuery) -> Statement {
     let mut params = Vec::new();
-    let conditions = filtered(&conditions(database, namespace, definition, query, &mut params));
+    let source = rows(topology, database, namespace, table, definition, query, &mut params);
     if query.window_size.is_some_and(|size| size != WindowSize::Minute) {
         let zone = query.time_zone.iana_name().unwrap_or("UTC").to_owned();
         params.push(Param { name: "zone".to_owned(), value: Value::Text(zone) });
@@ -196,7 +203,6 @@ pub fn usage(database: &str, namespace: &str, table: &str, definition: &Definiti
         format!("[{}]", groups.iter().map(|g| format!("toString({g})")).collect::<Vec<_>>().join(", "))
     };
     let by_subject = query.group_by.contains("subject");
-    let source = format!("{}.{} FINAL{conditions}", identifier(database), identifier(table));
 
     let sql = if query.group_by.contains("customer") {
         let subject = if by_subject { "u.subject" } else { "''" };
@@ -224,10 +230,17 @@ pub fn usage(database: &str, namespace: &str, table: &str, definition: &Definiti
 }
 
 /// Keys (subject, time, id) of the events that a question's number is made of.
-pub fn counted_keys(database: &str, namespace: &str, table: &str, definition: &Definition, query: &UsageQuery) -> Statement {
+pub fn counted_keys(
+    topology: &Topology,
+    database: &str,
+    namespace: &str,
+    table: &str,
+    definition: &Definition,
+    query: &UsageQuery,
+) -> Statement {
     let mut params = Vec::new();
-    let conditions = filtered(&conditions(database, namespace, definition, query, &mut params));
-    Statement { sql: format!("SELECT subject, time, id FROM {}.{} FINAL{conditions}", identifier(database), identifier(table)), params }
+    let source = rows(topology, database, namespace, table, definition, query, &mut params);
+    Statement { sql: format!("SELECT subject, time, id FROM {source}"), params }
 }
 
 /// No cancellation.

@@ -8,7 +8,8 @@ use super::client::PARAM_BYTES;
 use super::topology::{LOCAL, Topology};
 use super::{Error, Warehouse, schema};
 use crate::limits;
-use crate::warehouse::schema::TableNote;
+use crate::warehouse::counted::counted;
+use crate::warehouse::schema::{StoredBefore, TableNote};
 use crate::warehouse::select::subjects_of_customers;
 use crate::warehouse::sql::identifier;
 
@@ -182,7 +183,23 @@ impl Warehouse {
     /// See [`Error`].
     pub async fn count_events(&self, table: &str, has_value: bool) -> Result<(i64, i64), Error> {
         let uncounted = if has_value { "countIf(value IS NULL)" } else { "0" };
-        self.query(&format!("SELECT toInt64(count()), toInt64({uncounted}) FROM {} FINAL", self.table(table))).within(COUNT).one().await
+        let from = counted(self.topology(), self.database(), table, &[], &[]);
+        self.query(&format!("SELECT toInt64(count()), toInt64({uncounted}) FROM {from}")).within(COUNT).one().await
+    }
+
+    /// What `events` has now. None: on a cluster, whose shards number apart, or its rows don't keep their numbers.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn stored_before(&self) -> Result<Option<StoredBefore>, Error> {
+        if *self.topology() != Topology::Single {
+            return Ok(None);
+        }
+        let sql = "SELECT toUInt64(ifNull(max(max_block_number), 0)), any(toInt64(toUnixTimestamp(now())) - toInt64(uptime())) FROM system.parts \
+                   WHERE database = {database:String} AND table = 'events' AND active AND (SELECT count() FROM system.tables \
+                   WHERE database = {database:String} AND name = 'events' AND engine_full LIKE '%enable_block_number_column = 1%') = 1";
+        let (block, started_s): (u64, i64) = self.query(sql).bind("database", self.database()).one().await?;
+        Ok((block > 0).then_some(StoredBefore { block, started_s }))
     }
 
     /// Subjects that a Customer claims.

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
+use crate::again::assert_read_as_final;
 use crate::lab::{Lab, NAMESPACE, event, spec, total};
 use crate::support::eventually;
 
@@ -231,6 +232,7 @@ async fn an_edit_while_events_flow_is_never_answered_as_a_mixture() {
         usage.data.iter().map(|row| (row.group_by["g"].as_str(), row.value.clone())).collect::<Vec<_>>(),
         [("new", (accepted * 1_000_000).to_string())]
     );
+    assert_read_as_final(&lab).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -290,7 +292,8 @@ async fn an_edit_taken_back_half_way_leaves_the_first_table_answering() {
     let uid = meter.metadata.uid.clone().unwrap();
     let table = layout(&next).table(&uid);
     for (state, has_view) in [(TableState::New, false), (TableState::New, true), (TableState::Filling(202_603), true)] {
-        let note = TableNote { uid: uid.clone(), namespace: NAMESPACE.to_owned(), meter: "m".to_owned(), state: state.clone() };
+        let note =
+            TableNote { uid: uid.clone(), namespace: NAMESPACE.to_owned(), meter: "m".to_owned(), state: state.clone(), before: None };
         let database = lab.warehouse.database();
         let half = async || {
             lab.warehouse
@@ -309,13 +312,14 @@ async fn an_edit_taken_back_half_way_leaves_the_first_table_answering() {
         half().await;
         if state == TableState::Filling(202_603) {
             // Months up to the noted one are there already.
-            let copy = layout(&next).backfill(database, &table);
+            let copy = layout(&next).backfill(lab.warehouse.topology(), database, &table);
             for month in [202_601_u32, 202_602, 202_603] {
-                lab.warehouse.query(&copy).bind("month", month).run().await.unwrap();
+                lab.warehouse.query(&copy).bind("month", month).bind("block", 0).bind("started", 0).run().await.unwrap();
             }
         }
         lab.settle(next.clone()).await;
         assert_eq!(lab.number("m").await, "30000000", "{state:?}");
+        assert_read_as_final(&lab).await;
         let again = lab.settle(meter.clone()).await;
         let long_ago = TableNote { state: TableState::Retired(1), ..note.clone() };
         lab.warehouse.run_ddl(&schema::alter_note(lab.warehouse.topology(), database, &table, &long_ago).unwrap()).await.unwrap();

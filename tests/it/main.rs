@@ -4,6 +4,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod again;
 mod catalog;
 mod chart;
 mod chart_rights;

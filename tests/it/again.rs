@@ -1,0 +1,130 @@
+//! Rows that may not be the only ones of their key: what is read of a Meter's table is what `FINAL` over all of it gives.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use kubemeter::api::Aggregation;
+use kubemeter::metering::UsageQuery;
+use kubemeter::warehouse::Topology;
+use kubemeter::warehouse::counted::counted;
+use kubemeter::warehouse::row::{AGAIN, ARRIVAL_MARK, written_again};
+use serde_json::{Value, json};
+
+use crate::lab::{Lab, event, spec, total};
+
+const TIME: &str = "2026-03-04T05:06:07Z";
+
+/// Asserts of every Meter's table that no key has two first rows, and that it is read as `FINAL` would.
+pub async fn assert_read_as_final(lab: &Lab) {
+    if *lab.warehouse.topology() != Topology::Single {
+        return;
+    }
+    for (table, comment) in lab.warehouse.tables_with_prefix("meter_").await.unwrap() {
+        if !comment.starts_with('{') {
+            continue;
+        }
+        let name = lab.warehouse.table(&table);
+        let twice =
+            format!("SELECT count() FROM (SELECT id FROM {name} WHERE endsWith(_partition_id, '-0') GROUP BY id HAVING count() > 1)");
+        assert_eq!(lab.warehouse.query(&twice).one::<u64>().await.unwrap(), 0, "{table}: a key has two first rows");
+        let counted = counted(lab.warehouse.topology(), lab.warehouse.database(), &table, &[], &[]);
+        let of = async |from: &str| {
+            let sql = format!(
+                "SELECT count(), groupBitXor(cityHash64(toString(tuple(*)))) FROM (SELECT * EXCEPT(version, copied) FROM {from}) \
+                 SETTINGS do_not_merge_across_partitions_select_final = {}",
+                u8::from(from.starts_with('('))
+            );
+            lab.warehouse.query(&sql).one::<(u64, u64)>().await.unwrap()
+        };
+        assert_eq!(of(&counted).await, of(&format!("{name} FINAL")).await, "{table}: what is read is not what counts");
+    }
+}
+
+fn batch(number: u64) -> Value {
+    json!((0..100).map(|n| event(&format!("{number}-{n}"), "t", "s", TIME, json!({"v": 1}))).collect::<Vec<_>>())
+}
+
+/// A question reads what was sent and what was written again; what is written again in between may be in none or both.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_question_sees_each_event_once_while_it_is_written_again() {
+    const BATCHES: u64 = 60;
+    let lab = Arc::new(Lab::new());
+    lab.meter("sum", spec("t", Aggregation::Sum, Some("$.v"), &[])).await;
+    for number in 0..BATCHES {
+        lab.post(&batch(number)).await.unwrap();
+    }
+    let done = Arc::new(AtomicBool::new(false));
+    let asking = [(); 3].map(|()| {
+        let (lab, done) = (Arc::clone(&lab), Arc::clone(&done));
+        tokio::spawn(async move {
+            let mut asked = 0;
+            while !done.load(Ordering::SeqCst) {
+                assert_eq!(lab.number("sum").await, (BATCHES * 100).to_string());
+                asked += 1;
+            }
+            asked
+        })
+    });
+    for number in 0..BATCHES {
+        lab.post(&batch(number)).await.unwrap();
+    }
+    done.store(true, Ordering::SeqCst);
+    for asked in asking {
+        assert!(asked.await.unwrap() > 10, "too few questions to show anything");
+    }
+    assert_read_as_final(&lab).await;
+}
+
+/// Every mixture of rows that one key may have, in random parts, against what the versions say.
+#[tokio::test]
+async fn of_every_mixture_of_rows_the_one_with_the_greatest_version_counts() {
+    const KEYS: u64 = 2_000;
+    let lab = Lab::new();
+    if *lab.warehouse.topology() != Topology::Single {
+        return;
+    }
+    let meter = lab.meter("sum", spec("t", Aggregation::Sum, Some("$.v"), &[])).await;
+    let table = lab.warehouse.table(&meter.status.unwrap().active.unwrap().table);
+    let mut rng = fastrand::Rng::with_seed(7);
+    // Rows by INSERT, as VALUES.
+    let mut inserts = vec![Vec::new(); 12];
+    let mut expected = 0;
+    for key in 0..KEYS {
+        let mut counts: Option<(u64, u64, bool)> = None;
+        let mut row = |rng: &mut fastrand::Rng, version: u64, value: u64, copied: u8, deleted: bool| {
+            let text = format!(
+                "('s{}', '2026-0{}-04 00:00:00', {key}, {value}, {version}, {copied}, {})",
+                key % 7,
+                1 + key % 3,
+                u8::from(deleted)
+            );
+            inserts[rng.usize(0..12)].push(text);
+            if counts.is_none_or(|(greatest, ..)| version > greatest) {
+                counts = Some((version, value, deleted));
+            }
+        };
+        let (first, value) = (ARRIVAL_MARK - 1_000 - key, rng.u64(0..1_000));
+        let (is_sent, copies, again) = (rng.bool(), rng.usize(0..3), rng.usize(0..6));
+        if is_sent {
+            row(&mut rng, first, value, 0, false);
+        }
+        // A copy of what came by the view, too, says that it may not be alone.
+        let copied = if is_sent { written_again(first) } else { first };
+        (0..copies).for_each(|_| row(&mut rng, copied, value, 1, false));
+        for _ in 3..again {
+            let (version, value) = (ARRIVAL_MARK + rng.u64(AGAIN..2 * AGAIN), rng.u64(0..1_000));
+            let (copied, deleted) = (rng.u8(0..2), rng.bool());
+            row(&mut rng, version, value, copied, deleted);
+        }
+        expected += counts.filter(|(.., deleted)| !deleted).map_or(0, |(_, value, _)| value);
+    }
+    for rows in inserts {
+        let sql = format!("INSERT INTO {table} (subject, time, id, value, version, copied, is_deleted) VALUES {}", rows.join(", "));
+        lab.warehouse.run_ddl(&sql).await.unwrap();
+    }
+    assert_eq!(lab.number("sum").await, expected.to_string());
+    assert_read_as_final(&lab).await;
+    let of_one = UsageQuery { subjects: vec!["s3".to_owned()], ..total() };
+    let one = lab.usage("sum", of_one).await.data[0].value.parse::<u64>().unwrap();
+    assert!(0 < one && one < expected);
+}
