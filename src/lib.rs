@@ -10,7 +10,7 @@
 //!                 warehouse one INSERT into the landing table; views fill events, identities, meters
 //! GET  /usage  ─► http      a request → a checked UsageQuery
 //!                 service   names checked by the meter; averages, windows cut to what was asked
-//!                 warehouse one SELECT … FINAL from the meter's active table → exact decimals
+//!                 warehouse one SELECT of the rows that count in the meter's active table → exact decimals
 //! /meters      ─► http ─► metering ─► service ─► registry: the Kubernetes API, or a folder in `dev`
 //! ```
 //! # The way of a Meter
@@ -21,7 +21,7 @@
 //!                                warehouse     DDL: meter table, view, backfill
 //!                                └─► status.active ─► catalog (what every gateway knows)
 //! ```
-//! Pure modules (`meter`, `event`, `plan`, `warehouse::{schema, select}`) do no I/O.
+//! Pure modules (`meter`, `event`, `plan`, `warehouse::{schema, select, counted}`) do no I/O.
 
 pub mod api;
 pub mod auth;

@@ -64,6 +64,9 @@ pub const CONNECTIONS: usize = if cfg!(test) { 64 } else { 4_096 };
 pub const TLS_FILE_BYTES: u64 = 1_024 * 1_024;
 /// Most bytes of a request's line and headers; two tokens at their longest fit.
 pub const HEAD_BYTES: usize = 64 * 1_024;
+/// Most bytes that a connection reads ahead; a head must fit. Left to grow it would be 400 KiB for each of those that send
+/// large batches.
+pub const READ_BYTES: usize = HEAD_BYTES + 16 * 1_024;
 /// How long the API server's yes about a caller is believed: a right that was taken away ends within this.
 pub const REVIEW_YES: Duration = Duration::from_secs(60);
 /// How long its last yes is believed while it can't be reached: longer than an upgrade of a control plane takes. The

@@ -45,7 +45,7 @@ pub async fn serve(listener: TcpListener, router: Router, tls: Option<Arc<Tls>>,
     let leaving = Arc::new(AtomicBool::new(false));
     let router = router.layer(middleware::map_response_with_state(Arc::clone(&leaving), ask_to_close));
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(HEADERS_WITHIN).max_header_size(limits::HEAD_BYTES);
+    http.timer(TokioTimer::new()).header_read_timeout(HEADERS_WITHIN).max_header_size(limits::HEAD_BYTES).max_buf_size(limits::READ_BYTES);
     let graceful = GracefulShutdown::new();
     let connections = Arc::new(Semaphore::new(limits::CONNECTIONS));
     let stop = async {

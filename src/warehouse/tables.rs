@@ -13,6 +13,9 @@ use crate::warehouse::schema::{StoredBefore, TableNote};
 use crate::warehouse::select::subjects_of_customers;
 use crate::warehouse::sql::identifier;
 
+/// The oldest ClickHouse: since then a statement's subqueries share one snapshot of a table by default.
+const OLDEST: (u32, u32) = (25, 12);
+
 /// Longest that INSERTs which began before a view may still run: their own deadline, and some.
 const INSERTS_END: Duration = Duration::from_secs(60);
 
@@ -53,6 +56,7 @@ impl Warehouse {
         if self.was_made("") {
             return Ok(());
         }
+        self.check_version().await?;
         self.check_topology().await?;
         self.make_missing(&schema::bootstrap(self.topology(), self.database())).await?;
         self.add_cancellation_columns().await?;
@@ -294,6 +298,17 @@ impl Warehouse {
             query.bind("namespace", namespace).bind("subjects", subjects).within(deadline).run().await?;
         }
         Ok(())
+    }
+
+    /// Makes sure that questions see a table at one moment, however often they name it ([`counted`]).
+    async fn check_version(&self) -> Result<(), Error> {
+        let version: String = self.query("SELECT version()").one().await?;
+        let mut numbers = version.split('.').map_while(|number| number.parse::<u32>().ok());
+        let (major, minor) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+        let (oldest_major, oldest_minor) = OLDEST;
+        refused((major, minor) >= OLDEST, || {
+            format!("ClickHouse is of version {version}: {oldest_major}.{oldest_minor} is the oldest that gives exact answers here")
+        })
     }
 
     /// Makes sure that ClickHouse is what the options say, and that no table was made for something else: rows would be
