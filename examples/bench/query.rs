@@ -18,7 +18,7 @@ pub const FROM: &str = "2026-05-01T00:00:00Z";
 pub const TO: &str = "2026-06-01T00:00:00Z";
 pub const MONTH: &str = "time >= '2026-05-01 00:00:00' AND time < '2026-06-01 00:00:00'";
 /// What the gateway's client sets too, and a good engineer would.
-const SETTINGS: &str = "SETTINGS do_not_merge_across_partitions_select_final = 1";
+const SETTINGS: &str = "SETTINGS do_not_merge_across_partitions_select_final = 0";
 
 /// A question, as Kubemeter is asked it and as an engineer would write it.
 struct Question {

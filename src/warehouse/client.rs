@@ -189,8 +189,6 @@ fn on_shards(client: Client) -> Client {
         // What stands after IN and JOIN is of all shards, too, and read once.
         .with_setting("distributed_product_mode", "global")
         .with_setting("parallel_distributed_insert_select", "0")
-        // Meters' tables are read FINAL there, whichever kind their rows are of (`counted`).
-        .with_setting("do_not_merge_across_partitions_select_final", "0")
         // A shard that is away is an error, not a smaller number.
         .with_setting("skip_unavailable_shards", "0")
 }
@@ -205,8 +203,8 @@ impl Warehouse {
             .with_product_info("kubemeter", env!("CARGO_PKG_VERSION"))
             // Late events may touch more months than the default bound of 100.
             .with_setting("max_partitions_per_insert_block", "0")
-            // Rows of one key are of one month, and those of a Meter's table are read by kind.
-            .with_setting("do_not_merge_across_partitions_select_final", "1")
+            // Rows of one key of a Meter's table may be in partitions of several kinds (`counted`).
+            .with_setting("do_not_merge_across_partitions_select_final", "0")
             // A question that reads a table several times sees it at one moment (`counted`).
             .with_setting("enable_shared_storage_snapshot_in_query", "1")
             // `value` in a condition is the column, whatever the result calls `value`.

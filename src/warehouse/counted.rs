@@ -54,16 +54,25 @@ pub fn copied_version(block: &str) -> String {
     format!("if({block} > if({is_same}, {{block:UInt64}}, 0), {}, version)", written_again_sql())
 }
 
+/// How many rows a question is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// Those of some subjects: `FINAL` has little to merge, and one reading is planned sooner than five.
+    Few,
+    /// Those of all.
+    Many,
+}
+
 /// A FROM that has each row of a Meter's table that counts, once: those that meet `keys`, conditions on what all rows of a
 /// key share, and `others`.
-pub fn counted(topology: &Topology, database: &str, table: &str, keys: &[String], others: &[String]) -> String {
+pub fn counted(topology: &Topology, database: &str, table: &str, reach: Reach, keys: &[String], others: &[String]) -> String {
     let table = format!("{}.{}", identifier(database), identifier(table));
     let all = |first: &[String]| {
         let conditions = [first, keys, others].concat();
         if conditions.is_empty() { String::new() } else { format!(" WHERE {}", conditions.join(" AND ")) }
     };
     // A shard would be asked for each kind at another moment, and a row that is written in between be missed or met twice.
-    if matches!(topology, Topology::Cluster(_)) {
+    if reach == Reach::Few || matches!(topology, Topology::Cluster(_)) {
         return format!("{table} FINAL{}", all(&[]));
     }
     let again = [&[Kind::Again.condition()], keys].concat().join(" AND ");
@@ -71,8 +80,12 @@ pub fn counted(topology: &Topology, database: &str, table: &str, keys: &[String]
     let sent = all(&[Kind::Sent.condition(), not_again.clone()]);
     let copied = all(&[Kind::Copied.condition(), not_again]);
     let again = all(&[Kind::Again.condition()]);
+    // Rows of one key and kind are of one month.
+    let by_month = "SETTINGS do_not_merge_across_partitions_select_final = 1";
     // All of it sees the table at one moment: `enable_shared_storage_snapshot_in_query`.
-    format!("(SELECT * FROM {table}{sent} UNION ALL SELECT * FROM {table} FINAL{copied} UNION ALL SELECT * FROM {table} FINAL{again})")
+    format!(
+        "(SELECT * FROM {table}{sent} UNION ALL SELECT * FROM {table} FINAL{copied} {by_month} UNION ALL SELECT * FROM {table} FINAL{again} {by_month})"
+    )
 }
 
 #[cfg(test)]
@@ -83,16 +96,21 @@ mod tests {
     fn what_was_written_again_decides_about_its_keys_whatever_else_a_question_asks() {
         let keys = ["subject = 's'".to_owned()];
         let others = ["value IS NOT NULL".to_owned()];
-        let from = counted(&Topology::Single, "d", "t", &keys, &others);
-        let again = "NOT endsWith(_partition_id, '-0') AND NOT endsWith(_partition_id, '-2')";
+        let few = counted(&Topology::Single, "d", "t", Reach::Few, &keys, &others);
+        assert_eq!(few, "`d`.`t` FINAL WHERE subject = 's' AND value IS NOT NULL");
+        let from = counted(&Topology::Single, "d", "t", Reach::Many, &keys, &others);
+        let (again, by_month) = (
+            "NOT endsWith(_partition_id, '-0') AND NOT endsWith(_partition_id, '-2')",
+            "SETTINGS do_not_merge_across_partitions_select_final = 1",
+        );
         assert_eq!(
             from,
             format!(
                 "(SELECT * FROM `d`.`t` WHERE endsWith(_partition_id, '-0') AND id NOT IN (SELECT id FROM `d`.`t` WHERE {again} AND subject = 's') \
                  AND subject = 's' AND value IS NOT NULL \
                  UNION ALL SELECT * FROM `d`.`t` FINAL WHERE endsWith(_partition_id, '-2') AND id NOT IN (SELECT id FROM `d`.`t` WHERE {again} AND subject = 's') \
-                 AND subject = 's' AND value IS NOT NULL \
-                 UNION ALL SELECT * FROM `d`.`t` FINAL WHERE {again} AND subject = 's' AND value IS NOT NULL)"
+                 AND subject = 's' AND value IS NOT NULL {by_month} \
+                 UNION ALL SELECT * FROM `d`.`t` FINAL WHERE {again} AND subject = 's' AND value IS NOT NULL {by_month})"
             )
         );
     }

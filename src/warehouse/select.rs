@@ -3,7 +3,7 @@
 
 use serde::Serialize;
 
-use super::counted::counted;
+use super::counted::{Reach, counted};
 use super::identities::CHUNK;
 use super::sql::identifier;
 use super::topology::Topology;
@@ -115,7 +115,8 @@ fn rows(
         // Stored, but its value is none: it is in no number.
         others.push("value IS NOT NULL".to_owned());
     }
-    counted(topology, database, table, &keys, &others)
+    let reach = if query.subjects.is_empty() && query.customers.is_empty() { Reach::Many } else { Reach::Few };
+    counted(topology, database, table, reach, &keys, &others)
 }
 
 /// Start of the year 1, in ms: no event is earlier, and a time before it that is sent on to a shard as text is none there.

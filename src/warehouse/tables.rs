@@ -8,7 +8,7 @@ use super::client::PARAM_BYTES;
 use super::topology::{LOCAL, Topology};
 use super::{Error, Warehouse, schema};
 use crate::limits;
-use crate::warehouse::counted::counted;
+use crate::warehouse::counted::{Reach, counted};
 use crate::warehouse::schema::{StoredBefore, TableNote};
 use crate::warehouse::select::subjects_of_customers;
 use crate::warehouse::sql::identifier;
@@ -187,7 +187,7 @@ impl Warehouse {
     /// See [`Error`].
     pub async fn count_events(&self, table: &str, has_value: bool) -> Result<(i64, i64), Error> {
         let uncounted = if has_value { "countIf(value IS NULL)" } else { "0" };
-        let from = counted(self.topology(), self.database(), table, &[], &[]);
+        let from = counted(self.topology(), self.database(), table, Reach::Many, &[], &[]);
         self.query(&format!("SELECT toInt64(count()), toInt64({uncounted}) FROM {from}")).within(COUNT).one().await
     }
 
