@@ -14,7 +14,7 @@ use super::{Service, invalid};
 use crate::event::identity;
 use crate::metering::{Caller, CancelRequest, CancelTarget, CancellationRecord, Cancelled, Error, EventRef};
 use crate::registry::Registry;
-use crate::warehouse::select;
+use crate::warehouse::select::{self, Source};
 
 impl<R: Registry> Service<R> {
     pub(super) async fn cancel(&self, caller: &Caller, request: CancelRequest) -> Result<Cancelled, Error> {
@@ -27,7 +27,9 @@ impl<R: Registry> Service<R> {
                 let meter = self.known_meter(namespace, meter_id)?;
                 let (table, definition) = active(&meter)?;
                 check_names(definition, query)?;
-                let keys = select::counted_keys(self.warehouse.topology(), self.warehouse.database(), namespace, table, definition, query);
+                let reading = self.warehouse.reading_for(table, query).await?;
+                let source = Source { database: self.warehouse.database(), namespace, table, definition, reading };
+                let keys = select::counted_keys(&source, query);
                 (select::cancel_by_keys(self.warehouse.database(), namespace, &definition.event_type, keys), Vec::new())
             }
         };

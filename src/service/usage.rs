@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bigdecimal::{BigDecimal, RoundingMode};
 use jiff::Timestamp;
+use tracing::Instrument as _;
 
 use super::{Service, invalid};
 use crate::api::Aggregation;
@@ -17,7 +18,7 @@ use crate::metering::{Error, Usage, UsageQuery, UsageRow};
 use crate::registry::Registry;
 use crate::warehouse::{
     self,
-    select::{self, UsageRecord},
+    select::{self, Source, UsageRecord},
 };
 
 /// Deadline of a usage query.
@@ -30,8 +31,11 @@ impl<R: Registry> Service<R> {
         let meter = self.known_meter(namespace, meter_id)?;
         let (table, definition) = active(&meter)?;
         check_names(definition, &query)?;
-        let statement = select::usage(self.warehouse.topology(), self.warehouse.database(), namespace, table, definition, &query);
-        let records = self.warehouse.query(&statement.sql).bind_all(statement.params).within(USAGE).rows::<UsageRecord>().await;
+        let reading = self.warehouse.reading_for(table, &query).await?;
+        let source = Source { database: self.warehouse.database(), namespace, table, definition, reading };
+        let statement = select::usage(&source, &query);
+        let records = self.warehouse.query(&statement.sql).bind_all(statement.params).within(USAGE).rows::<UsageRecord>();
+        let records = records.instrument(tracing::info_span!("SELECT", table)).await;
         let records = match records {
             Err(warehouse::Error::Refused(_)) if query.window_size.is_some() && !self.warehouse.has_zone(&query.time_zone).await? => {
                 let zone = query.time_zone.iana_name().unwrap_or_default();

@@ -15,7 +15,6 @@
 
 use super::row::{ARRIVAL_MARK, written_again_sql};
 use super::sql::identifier;
-use super::topology::Topology;
 
 /// A kind of rows: the second part of a partition's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +36,12 @@ impl Kind {
     }
 }
 
+/// SQL: whether a partition of the months (`yyyymm`) between `{from:UInt32}` and `{to:UInt32}` has rows of kind `again`.
+pub fn is_again_between() -> String {
+    let kind = Kind::Again.condition().replace("_partition_id", "partition_id");
+    format!("toUInt32OrZero(substring(partition_id, 1, 6)) BETWEEN {{from:UInt32}} AND {{to:UInt32}} AND {kind}")
+}
+
 /// A meter table's partition key.
 pub fn partition_key() -> String {
     format!(
@@ -54,25 +59,25 @@ pub fn copied_version(block: &str) -> String {
     format!("if({block} > if({is_same}, {{block:UInt64}}, 0), {}, version)", written_again_sql())
 }
 
-/// How many rows a question is about.
+/// How the rows that count are found. Both find the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reach {
-    /// Those of some subjects: `FINAL` has little to merge, and one reading is planned sooner than five.
-    Few,
-    /// Those of all.
-    Many,
+pub enum Reading {
+    /// `FINAL` over all. Quicker where there is little to merge, and right where a question can't see all kinds at one
+    /// moment: on a cluster a shard is asked for each kind by itself.
+    Final,
+    /// Each [`Kind`] as it needs. Takes memory for each key that was written again, in the months that are asked for.
+    ByKind,
 }
 
 /// A FROM that has each row of a Meter's table that counts, once: those that meet `keys`, conditions on what all rows of a
 /// key share, and `others`.
-pub fn counted(topology: &Topology, database: &str, table: &str, reach: Reach, keys: &[String], others: &[String]) -> String {
+pub fn counted(database: &str, table: &str, reading: Reading, keys: &[String], others: &[String]) -> String {
     let table = format!("{}.{}", identifier(database), identifier(table));
     let all = |first: &[String]| {
         let conditions = [first, keys, others].concat();
         if conditions.is_empty() { String::new() } else { format!(" WHERE {}", conditions.join(" AND ")) }
     };
-    // A shard would be asked for each kind at another moment, and a row that is written in between be missed or met twice.
-    if reach == Reach::Few || matches!(topology, Topology::Cluster(_)) {
+    if reading == Reading::Final {
         return format!("{table} FINAL{}", all(&[]));
     }
     let again = [&[Kind::Again.condition()], keys].concat().join(" AND ");
@@ -96,9 +101,9 @@ mod tests {
     fn what_was_written_again_decides_about_its_keys_whatever_else_a_question_asks() {
         let keys = ["subject = 's'".to_owned()];
         let others = ["value IS NOT NULL".to_owned()];
-        let few = counted(&Topology::Single, "d", "t", Reach::Few, &keys, &others);
-        assert_eq!(few, "`d`.`t` FINAL WHERE subject = 's' AND value IS NOT NULL");
-        let from = counted(&Topology::Single, "d", "t", Reach::Many, &keys, &others);
+        let all = counted("d", "t", Reading::Final, &keys, &others);
+        assert_eq!(all, "`d`.`t` FINAL WHERE subject = 's' AND value IS NOT NULL");
+        let from = counted("d", "t", Reading::ByKind, &keys, &others);
         let (again, by_month) = (
             "NOT endsWith(_partition_id, '-0') AND NOT endsWith(_partition_id, '-2')",
             "SETTINGS do_not_merge_across_partitions_select_final = 1",

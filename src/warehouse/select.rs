@@ -3,10 +3,9 @@
 
 use serde::Serialize;
 
-use super::counted::{Reach, counted};
+use super::counted::{Reading, counted};
 use super::identities::CHUNK;
 use super::sql::identifier;
-use super::topology::Topology;
 use crate::limits;
 use crate::meter::{DecimalAggregation, Definition, Measure};
 use crate::metering::{EventFilter, UsageQuery, WindowSize};
@@ -77,17 +76,25 @@ pub fn subjects_of_customers(database: &str) -> String {
     )
 }
 
+/// What answers a question.
+#[derive(Clone, Copy, Debug)]
+pub struct Source<'a> {
+    /// Database.
+    pub database: &'a str,
+    /// Kubernetes namespace.
+    pub namespace: &'a str,
+    /// A Meter's table.
+    pub table: &'a str,
+    /// What the table was made by.
+    pub definition: &'a Definition,
+    /// How it is read.
+    pub reading: Reading,
+}
+
 /// A FROM of the rows that a question is about, and its values: what usage counts and what a cancellation by filter hits is
 /// the same.
-fn rows(
-    topology: &Topology,
-    database: &str,
-    namespace: &str,
-    table: &str,
-    definition: &Definition,
-    query: &UsageQuery,
-    params: &mut Vec<Param>,
-) -> String {
+fn rows(source: &Source<'_>, query: &UsageQuery, params: &mut Vec<Param>) -> String {
+    let Source { database, namespace, table, definition, reading } = *source;
     let (mut keys, mut others) = (Vec::new(), Vec::new());
     let mut bind = |name: &str, value| params.push(Param { name: name.to_owned(), value });
     bind("namespace", Value::Text(namespace.to_owned()));
@@ -115,8 +122,7 @@ fn rows(
         // Stored, but its value is none: it is in no number.
         others.push("value IS NOT NULL".to_owned());
     }
-    let reach = if query.subjects.is_empty() && query.customers.is_empty() { Reach::Many } else { Reach::Few };
-    counted(topology, database, table, reach, &keys, &others)
+    counted(database, table, reading, &keys, &others)
 }
 
 /// Start of the year 1, in ms: no event is earlier, and a time before it that is sent on to a shard as text is none there.
@@ -183,9 +189,10 @@ const fn window(size: Option<WindowSize>) -> (&'static str, &'static str) {
 /// Usage from a meter's table: duplicates and cancelled events are gone whatever was merged.
 ///
 /// Grouped by customer, subjects are aggregated to states first, then mapped: the map meets few rows, not every event.
-pub fn usage(topology: &Topology, database: &str, namespace: &str, table: &str, definition: &Definition, query: &UsageQuery) -> Statement {
+pub fn usage(source: &Source<'_>, query: &UsageQuery) -> Statement {
+    let Source { database, definition, .. } = *source;
     let mut params = Vec::new();
-    let source = rows(topology, database, namespace, table, definition, query, &mut params);
+    let source = rows(source, query, &mut params);
     if query.window_size.is_some_and(|size| size != WindowSize::Minute) {
         let zone = query.time_zone.iana_name().unwrap_or("UTC").to_owned();
         params.push(Param { name: "zone".to_owned(), value: Value::Text(zone) });
@@ -231,17 +238,10 @@ pub fn usage(topology: &Topology, database: &str, namespace: &str, table: &str, 
 }
 
 /// Keys (subject, time, id) of the events that a question's number is made of.
-pub fn counted_keys(
-    topology: &Topology,
-    database: &str,
-    namespace: &str,
-    table: &str,
-    definition: &Definition,
-    query: &UsageQuery,
-) -> Statement {
+pub fn counted_keys(source: &Source<'_>, query: &UsageQuery) -> Statement {
     let mut params = Vec::new();
-    let source = rows(topology, database, namespace, table, definition, query, &mut params);
-    Statement { sql: format!("SELECT subject, time, id FROM {source}"), params }
+    let rows = rows(source, query, &mut params);
+    Statement { sql: format!("SELECT subject, time, id FROM {rows}"), params }
 }
 
 /// No cancellation.

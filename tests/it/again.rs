@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use kubemeter::api::Aggregation;
 use kubemeter::metering::UsageQuery;
 use kubemeter::warehouse::Topology;
-use kubemeter::warehouse::counted::{Reach, counted};
+use kubemeter::warehouse::counted::{Reading, counted};
 use kubemeter::warehouse::row::{AGAIN, ARRIVAL_MARK, written_again};
 use serde_json::{Value, json};
 
@@ -27,7 +27,7 @@ pub async fn assert_read_as_final(lab: &Lab) {
         let twice =
             format!("SELECT count() FROM (SELECT id FROM {name} WHERE endsWith(_partition_id, '-0') GROUP BY id HAVING count() > 1)");
         assert_eq!(lab.warehouse.query(&twice).one::<u64>().await.unwrap(), 0, "{table}: a key has two first rows");
-        let counted = counted(lab.warehouse.topology(), lab.warehouse.database(), &table, Reach::Many, &[], &[]);
+        let counted = counted(lab.warehouse.database(), &table, Reading::ByKind, &[], &[]);
         let of = async |from: &str| {
             let sql =
                 format!("SELECT count(), groupBitXor(cityHash64(toString(tuple(*)))) FROM (SELECT * EXCEPT(version, copied) FROM {from})");
