@@ -113,6 +113,8 @@ impl Warehouse {
     pub async fn write_again(&self, namespace: &str, event_type: &str, ids: &[u128]) -> Result<(), Error> {
         let landing = Landing::of(namespace, event_type).to_string();
         self.ensure_landing(&landing).await?;
+        // Found on one replica it would be missed on another, and acknowledged nonetheless.
+        self.on_every_replica("events").await?;
         let (is_one_of, params) = is_one_of(ids);
         let sql = format!(
             "INSERT INTO {} ({COLUMNS}) SELECT {COLUMNS} FROM {} FINAL WHERE namespace = {{namespace:String}} AND type = {{type:String}} \
@@ -173,11 +175,8 @@ impl Warehouse {
         query.within(deadline).each(each).await
     }
 
-    /// The keys of the claimed ones among identities: of each the one that was claimed first.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub async fn claimed_keys(&self, ids: &[u128]) -> Result<HashMap<u128, StoredKey>, Error> {
+    /// The keys of those among identities whose claims are visible: of each the one with the smallest number.
+    pub(super) async fn visible_claims(&self, ids: &[u128]) -> Result<HashMap<u128, StoredKey>, Error> {
         if ids.is_empty() {
             return Ok(HashMap::new());
         }

@@ -6,6 +6,7 @@ mod cancellations;
 mod client;
 mod identities;
 mod listings;
+mod replicas;
 pub mod row;
 pub mod schema;
 pub mod select;
