@@ -89,3 +89,5 @@ pub const API_KEYS_BYTES: u64 = 1_024 * 1_024;
 pub const CLUSTER_NAME_BYTES: usize = 255;
 /// Most shards of a ClickHouse cluster: every question asks each of them.
 pub const SHARDS: usize = 64;
+/// Most replicas of a shard: an INSERT waits for all of them.
+pub const REPLICAS: usize = 8;

@@ -98,6 +98,9 @@ pub struct ClickhouseAccount {
     /// How many shards the cluster has. It can't be changed later; default: as many as --clickhouse-nodes.
     #[arg(long, env = "KUBEMETER_CLICKHOUSE_SHARDS", requires = "clickhouse_cluster")]
     pub clickhouse_shards: Option<usize>,
+    /// How many replicas each shard has; with several, --clickhouse-nodes must name all servers.
+    #[arg(long, env = "KUBEMETER_CLICKHOUSE_REPLICAS", requires = "clickhouse_cluster", default_value_t = 1)]
+    pub clickhouse_replicas: usize,
     /// HTTP interfaces of all servers of the cluster, with commas between: each is sent the DDL. Default: ClickHouse is
     /// asked to do that (ON CLUSTER), which needs a Keeper.
     #[arg(long, env = "KUBEMETER_CLICKHOUSE_NODES", requires = "clickhouse_cluster", value_delimiter = ',')]
@@ -112,7 +115,8 @@ impl ClickhouseAccount {
                 "--clickhouse-nodes has a user or password in it: give them by --clickhouse-user and --clickhouse-password-file".to_owned()
             );
         }
-        Cluster::new(name.clone(), self.clickhouse_shards, self.clickhouse_nodes.clone()).map(Topology::Cluster)
+        Cluster::replicated(name.clone(), self.clickhouse_shards, self.clickhouse_replicas, self.clickhouse_nodes.clone())
+            .map(Topology::Cluster)
     }
 }
 

@@ -12,6 +12,7 @@ async fn a_url_with_a_password_is_refused_without_a_word_of_it() {
             clickhouse_password_file: None,
             clickhouse_cluster: None,
             clickhouse_shards: None,
+            clickhouse_replicas: 1,
             clickhouse_nodes: Vec::new(),
         },
     };
@@ -53,8 +54,15 @@ async fn a_cluster_is_said_in_full_or_refused() {
         warehouse(&["--clickhouse-cluster", "c", "--clickhouse-shards", "2"]).await,
         Cluster::new("c".to_owned(), Some(2), Vec::new()).map(Topology::Cluster)
     );
+    let nodes = vec!["http://a".to_owned(), "http://b".to_owned()];
+    assert_eq!(
+        warehouse(&["--clickhouse-cluster", "c", "--clickhouse-replicas", "2", "--clickhouse-nodes", "http://a,http://b"]).await,
+        Cluster::replicated("c".to_owned(), Some(1), 2, nodes).map(Topology::Cluster)
+    );
     for (more, says) in [
         (&["--clickhouse-shards", "2"][..], "--clickhouse-cluster"),
+        (&["--clickhouse-replicas", "2"], "--clickhouse-cluster"),
+        (&["--clickhouse-cluster", "c", "--clickhouse-shards", "1", "--clickhouse-replicas", "2"], "--clickhouse-nodes"),
         (&["--clickhouse-cluster", "c"], "--clickhouse-shards"),
         (&["--clickhouse-cluster", "c", "--clickhouse-nodes", "http://u:hunter2@a"], "--clickhouse-password-file"),
     ] {

@@ -121,6 +121,8 @@ impl Warehouse {
     /// every arrival's, above that of the row it replaces, and by the clock between gateways. Those that are in that state
     /// already are written too: when it was cut off before, some tables may not have heard.
     async fn rewrite(&self, namespace: &str, id: Uuid, from: &str, to: &str) -> Result<(), Error> {
+        self.on_every_replica("events").await?;
+        self.on_every_replica("cancelled_events").await?;
         let (noted, events) = (self.table("cancelled_events"), self.table("events"));
         let of_cancellation = "namespace = {namespace:String} AND cancellation = {cancellation:UUID}";
         let types: Vec<String> = self

@@ -218,7 +218,7 @@ impl Warehouse {
         }
         let mut nodes = vec![client.clone()];
         if let Topology::Cluster(cluster) = &options.topology {
-            client = on_shards(client);
+            client = super::replicas::on_replicas(on_shards(client), cluster);
             nodes = match cluster.nodes() {
                 [] => vec![client.clone()],
                 nodes => nodes.iter().map(|url| client.clone().with_url(url)).collect(),

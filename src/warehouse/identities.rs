@@ -123,6 +123,8 @@ impl Warehouse {
     pub async fn write_again(&self, namespace: &str, event_type: &str, ids: &[u128]) -> Result<(), Error> {
         let landing = Landing::of(namespace, event_type).to_string();
         self.ensure_landing(&landing).await?;
+        // Found on one replica it would be missed on another, and acknowledged nonetheless.
+        self.on_every_replica("events").await?;
         let (is_one_of, params) = is_one_of(ids);
         let sql = format!(
             "INSERT INTO {} ({COLUMNS}) SELECT {} FROM {} FINAL WHERE namespace = {{namespace:String}} AND type = {{type:String}} \
@@ -184,11 +186,8 @@ impl Warehouse {
         query.within(deadline).each(each).await
     }
 
-    /// The claimed ones among identities: of each the claim that was first.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub async fn claims_of(&self, ids: &[u128]) -> Result<HashMap<u128, Claim>, Error> {
+    /// The first claims of those among identities whose claims are visible: of each that with the smallest number.
+    pub(super) async fn visible_claims(&self, ids: &[u128]) -> Result<HashMap<u128, Claim>, Error> {
         if ids.is_empty() {
             return Ok(HashMap::new());
         }

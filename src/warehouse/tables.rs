@@ -124,11 +124,11 @@ impl Warehouse {
         let with_prefix = "database = {database:String} AND startsWith(name, {prefix:String})";
         let sql = match self.topology() {
             Topology::Single => format!("SELECT name, comment FROM system.tables WHERE {with_prefix} ORDER BY name"),
-            topology @ Topology::Cluster(cluster) => format!(
+            topology @ Topology::Cluster(_) => format!(
                 "SELECT name, min(t.comment) AS comment FROM {} AS t WHERE {with_prefix} AND NOT endsWith(name, '{LOCAL}') \
                  GROUP BY name HAVING any(engine) != 'MaterializedView' OR count() = {} ORDER BY name",
                 topology.system("tables"),
-                cluster.shards()
+                topology.servers()
             ),
         };
         self.query(&sql).bind("database", self.database()).bind("prefix", prefix).rows().await
@@ -150,11 +150,12 @@ impl Warehouse {
     /// # Errors
     /// [`Error::Unavailable`] when one doesn't end in time.
     pub async fn await_inserts(&self, landing: &str) -> Result<(), Error> {
-        self.await_named(&insert_name(landing), INSERTS_END).await
+        self.await_named(&insert_name(landing), INSERTS_END).await?;
+        self.on_every_replica("events").await
     }
 
     /// Waits until no statement runs that runs now and has a name that starts so.
-    async fn await_named(&self, prefix: &str, within: Duration) -> Result<(), Error> {
+    pub(super) async fn await_named(&self, prefix: &str, within: Duration) -> Result<(), Error> {
         // On a shard a part of a statement has a name of its own, and knows that of the whole.
         let running = format!(
             "SELECT DISTINCT initial_query_id FROM {} WHERE startsWith(initial_query_id, {{prefix:String}})",
@@ -365,19 +366,21 @@ impl Warehouse {
             return refused(sharded == 0, || format!("database {} is on a cluster: start with its --clickhouse-cluster", self.database()));
         };
         let name = cluster.name();
-        let known = "SELECT count(), countIf(replica_num > 1), uniqExact(shard_weight) FROM system.clusters WHERE cluster = {name:String}";
-        let (servers, copies, weights): (u64, u64, u64) = self.query(known).bind("name", name).one().await?;
+        let known = "SELECT count(), uniqExact(shard_num), uniqExact(shard_weight) FROM system.clusters WHERE cluster = {name:String}";
+        let (servers, found, weights): (u64, u64, u64) = self.query(known).bind("name", name).one().await?;
         refused(servers > 0, || format!("it knows no cluster {name}: name one of its remote_servers by --clickhouse-cluster"))?;
-        refused(copies == 0, || {
-            format!(
-                "cluster {name} has shards of several replicas, which can't tell which claim was first (docs/scaling.md): name one with a server for each shard"
-            )
-        })?;
         refused(weights == 1, || format!("cluster {name} has shards of different weights: make them equal"))?;
         let shards = cluster.shards();
-        refused(usize::try_from(servers) == Ok(shards), || {
-            format!("cluster {name} has {servers} shards, and --clickhouse-shards or --clickhouse-nodes say {shards}")
+        refused(usize::try_from(found) == Ok(shards), || {
+            format!("cluster {name} has {found} shards, and --clickhouse-shards or --clickhouse-nodes say {shards}")
         })?;
+        refused(usize::try_from(servers) == Ok(self.topology().servers()), || {
+            format!(
+                "cluster {name} has {servers} servers for its {shards} shards, and --clickhouse-replicas says {} for each: say how many there are",
+                cluster.replicas()
+            )
+        })?;
+        self.check_replicas(cluster).await?;
         let other = format!("SELECT count() {events} AND NOT endsWith(engine_full, {{mark:String}})");
         let other: u64 = self.query(&other).bind("database", self.database()).bind("mark", cluster.mark()).one().await?;
         refused(other == 0, || {
@@ -389,7 +392,7 @@ impl Warehouse {
     }
 }
 
-fn refused(holds: bool, why: impl FnOnce() -> String) -> Result<(), Error> {
+pub(super) fn refused(holds: bool, why: impl FnOnce() -> String) -> Result<(), Error> {
     if holds { Ok(()) } else { Err(Error::Refused(why())) }
 }
 

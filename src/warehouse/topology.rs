@@ -9,6 +9,7 @@
 //! DDL and deletion names, is all shards together. What rows collapse by contains what they are sharded by, so rows that
 //! collapse are always on one shard.
 
+use super::replicas::replicated;
 use super::sql::{identifier, literal};
 use crate::limits;
 
@@ -22,11 +23,12 @@ pub enum Topology {
     Cluster(Cluster),
 }
 
-/// A cluster of shards, each a single server.
+/// A cluster of shards, each a single server or several replicas.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cluster {
     name: String,
     shards: usize,
+    replicas: usize,
     nodes: Vec<String>,
 }
 
@@ -61,10 +63,28 @@ impl Cluster {
     /// # Errors
     /// What is wrong, and what to do.
     pub fn new(name: String, shards: Option<usize>, nodes: Vec<String>) -> Result<Self, String> {
+        Self::replicated(name, shards, 1, nodes)
+    }
+
+    /// The same, each shard kept by so many replicas. With several, `nodes` must name every server: each is asked what it
+    /// has heard of claims.
+    ///
+    /// # Errors
+    /// What is wrong, and what to do.
+    pub fn replicated(name: String, shards: Option<usize>, replicas: usize, nodes: Vec<String>) -> Result<Self, String> {
         if name.is_empty() || name.len() > limits::CLUSTER_NAME_BYTES {
             return Err(format!("--clickhouse-cluster must have 1 to {} bytes", limits::CLUSTER_NAME_BYTES));
         }
-        let shards = match (shards, nodes.len()) {
+        if !(1..=limits::REPLICAS).contains(&replicas) {
+            return Err(format!("--clickhouse-replicas is {replicas}; it must be from 1 to {}", limits::REPLICAS));
+        }
+        if replicas > 1 && (nodes.is_empty() || !nodes.len().is_multiple_of(replicas)) {
+            return Err(format!(
+                "--clickhouse-replicas {replicas} needs --clickhouse-nodes with every server of the cluster: {replicas} for each shard; it names {}",
+                nodes.len()
+            ));
+        }
+        let shards = match (shards, nodes.len() / replicas) {
             (None, 0) => {
                 return Err("--clickhouse-cluster needs --clickhouse-shards (how many shards, for ever) or --clickhouse-nodes".to_owned());
             }
@@ -78,7 +98,7 @@ impl Cluster {
         if !(1..=limits::SHARDS).contains(&shards) {
             return Err(format!("--clickhouse-shards is {shards}; it must be from 1 to {}", limits::SHARDS));
         }
-        Ok(Self { name, shards, nodes })
+        Ok(Self { name, shards, replicas, nodes })
     }
 
     /// Its name.
@@ -89,6 +109,11 @@ impl Cluster {
     /// How many shards.
     pub const fn shards(&self) -> usize {
         self.shards
+    }
+
+    /// How many servers keep each shard.
+    pub const fn replicas(&self) -> usize {
+        self.replicas
     }
 
     /// Sent DDL one by one; empty: ClickHouse does that.
@@ -113,6 +138,10 @@ impl Topology {
             Self::Single => vec![format!("CREATE TABLE IF NOT EXISTS {db}.{} {definition}{comment}", identifier(table))],
             Self::Cluster(cluster) => {
                 let local = self.stored(table);
+                let definition = match cluster.replicas {
+                    1 => definition.to_owned(),
+                    _ => replicated(definition, database, &local),
+                };
                 vec![
                     format!("CREATE TABLE IF NOT EXISTS {db}.{}{on} {definition}", identifier(&local)),
                     format!(
@@ -164,8 +193,13 @@ impl Topology {
     pub const fn servers(&self) -> usize {
         match self {
             Self::Single => 1,
-            Self::Cluster(cluster) => cluster.shards,
+            Self::Cluster(cluster) => cluster.shards * cluster.replicas,
         }
+    }
+
+    /// Whether what one server has written others may not have yet.
+    pub const fn has_replicas(&self) -> bool {
+        matches!(self, Self::Cluster(cluster) if cluster.replicas > 1)
     }
 
     /// A table of `system`, of all servers.
@@ -224,6 +258,21 @@ mod tests {
     }
 
     #[test]
+    fn a_shard_of_replicas_has_a_replicated_table_behind_the_same_front() {
+        let nodes = ["http://a", "http://b", "http://c", "http://d"].map(str::to_owned).to_vec();
+        let topology = Topology::Cluster(Cluster::replicated("c".to_owned(), None, 2, nodes).unwrap());
+        assert_eq!(
+            topology.create("d", "t", "(n UInt8) ENGINE = MergeTree ORDER BY n", ShardBy::Subject, None),
+            [
+                "CREATE TABLE IF NOT EXISTS `d`.`t_local` (n UInt8) ENGINE = ReplicatedMergeTree('/clickhouse/tables/{shard}/d/t_local', '{replica}') ORDER BY n",
+                "CREATE TABLE IF NOT EXISTS `d`.`t` AS `d`.`t_local` ENGINE = Distributed('c', 'd', 't_local', xxHash64(subject) % 2)",
+            ]
+        );
+        assert_eq!(topology.servers(), 4);
+        assert!(topology.has_replicas() && !cluster(&[]).has_replicas());
+    }
+
+    #[test]
     fn a_cluster_that_is_not_said_in_full_is_refused() {
         let new = |name: &str, shards, nodes: usize| Cluster::new(name.to_owned(), shards, vec!["http://n".to_owned(); nodes]);
         assert_eq!(new("c", None, 3).unwrap().shards(), 3);
@@ -232,6 +281,9 @@ mod tests {
             (new("c", None, 0), "--clickhouse-cluster needs --clickhouse-shards"),
             (new("c", Some(2), 3), "--clickhouse-shards says 2 and --clickhouse-nodes names 3"),
             (new("c", Some(0), 0), "--clickhouse-shards is 0"),
+            (Cluster::replicated("c".to_owned(), Some(1), 2, Vec::new()), "needs --clickhouse-nodes with every server"),
+            (Cluster::replicated("c".to_owned(), None, 2, vec!["http://n".to_owned(); 3]), "it names 3"),
+            (Cluster::replicated("c".to_owned(), Some(1), 0, Vec::new()), "--clickhouse-replicas is 0"),
             (new("c", Some(limits::SHARDS + 1), 0), "it must be from 1 to"),
         ] {
             assert!(refused.unwrap_err().contains(why), "{why}");

@@ -147,6 +147,10 @@ fn wrong_values_are_refused_with_a_message() {
         ("clickhouse.cluster.shards=2", "clickhouse.cluster.name is missing: say which cluster"),
         ("clickhouse.cluster.name=usage", "needs clickhouse.cluster.nodes"),
         (
+            "clickhouse.cluster.name=usage,clickhouse.cluster.shards=1,clickhouse.cluster.replicas=2",
+            "replicas needs clickhouse.cluster.nodes",
+        ),
+        (
             "clickhouse.url=,clickhouse.bundled.enabled=true,clickhouse.bundled.image.repository=x,clickhouse.cluster.name=usage,clickhouse.cluster.shards=2",
             "the bundled one is one server",
         ),
@@ -207,6 +211,12 @@ fn what_is_switched_on_is_there() {
         for (name, value) in [("CLUSTER", "usage"), ("NODES", "http://clickhouse-0:8123,http://clickhouse-1:8123"), ("SHARDS", "2")] {
             assert!(env.contains(&json!({"name": format!("KUBEMETER_CLICKHOUSE_{name}"), "value": value})), "{env:?}");
         }
+    }
+
+    let replicated = &of(&kinds("replicated"), "Deployment")[0]["spec"]["template"]["spec"]["containers"];
+    for container in replicated.as_array().unwrap() {
+        let env = container["env"].as_array().unwrap();
+        assert!(env.contains(&json!({"name": "KUBEMETER_CLICKHOUSE_REPLICAS", "value": "2"})), "{env:?}");
     }
 
     // Everything that reaches the gateway follows when it speaks TLS.

@@ -74,6 +74,7 @@ async fn without_clickhouse() -> Reconciler {
             clickhouse_password_file: None,
             clickhouse_cluster: None,
             clickhouse_shards: None,
+            clickhouse_replicas: 1,
             clickhouse_nodes: Vec::new(),
         },
     };

@@ -28,6 +28,7 @@ mod operator;
 mod outside;
 mod parity;
 mod registry;
+mod replicas;
 mod rig;
 mod rights;
 mod secrets;

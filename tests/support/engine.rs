@@ -48,16 +48,21 @@ impl ClickHouse {
 
     /// Starts two that know each other as the shards of [`CLUSTER`].
     pub fn start_shards() -> [Self; 2] {
+        Self::start_pair(|_, ports| {
+            let shards = ports.map(|port| format!("<shard><replica><host>127.0.0.1</host><port>{port}</port></replica></shard>")).concat();
+            format!("<remote_servers><{CLUSTER}>{shards}</{CLUSTER}></remote_servers>")
+        })
+    }
+
+    /// Starts two with other things in their `<clickhouse>`: macros, and clusters of both, given their ports.
+    pub fn start_pair(more: impl Fn(usize, [u16; 2]) -> String) -> [Self; 2] {
         let ports = [free_port(), free_port()];
-        let shards = ports.map(|port| format!("<shard><replica><host>127.0.0.1</host><port>{port}</port></replica></shard>")).concat();
-        ports.map(|port| {
+        [0, 1].map(|number| {
             let directory = tempfile::tempdir().expect("a temporary folder can be made");
             // ClickHouse reads what is in the folder beside its configuration file, too.
             let beside = directory.path().join("data/clickhouse.d");
             std::fs::create_dir_all(&beside).expect("a folder can be made");
-            let xml = format!(
-                "<clickhouse><tcp_port>{port}</tcp_port><remote_servers><{CLUSTER}>{shards}</{CLUSTER}></remote_servers></clickhouse>"
-            );
+            let xml = format!("<clickhouse><tcp_port>{}</tcp_port>{}</clickhouse>", ports[number], more(number, ports));
             std::fs::write(beside.join("cluster.xml"), xml).expect("a file can be written");
             let (running, url) = run(&directory, &format!("127.0.0.1:{}", free_port()));
             listen_to_shards(&url);

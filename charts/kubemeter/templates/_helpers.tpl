@@ -165,6 +165,12 @@ volumeMounts:
 {{- if not (or .nodes .shards) }}
 {{- fail "clickhouse.cluster.name needs clickhouse.cluster.nodes (the HTTP interface of each shard's server) or clickhouse.cluster.shards (how many, for ever)" }}
 {{- end }}
+{{- if gt (int .replicas) 1 }}
+{{- if or (not .nodes) (ne (mod (len .nodes) (int .replicas)) 0) }}
+{{- fail "clickhouse.cluster.replicas needs clickhouse.cluster.nodes with every server: so many for each shard" }}
+{{- end }}
+- {name: KUBEMETER_CLICKHOUSE_REPLICAS, value: {{ .replicas | quote }}}
+{{- end }}
 - {name: KUBEMETER_CLICKHOUSE_CLUSTER, value: {{ .name | quote }}}
 {{- with .nodes }}
 - {name: KUBEMETER_CLICKHOUSE_NODES, value: {{ join "," . | quote }}}
