@@ -22,6 +22,9 @@ const ROOM: u64 = 160;
 /// One customer in so many has events cancelled.
 const TENTH: u64 = 10;
 
+/// Parts of a table of twelve months that are merged: of each month what came once, and what came again.
+const QUIET_PARTS: u64 = 24;
+
 #[derive(Clone, Copy)]
 enum Question {
     CustomerByDay,
@@ -183,7 +186,7 @@ impl Large<'_> {
     /// Waits until ClickHouse has merged the quiet months by itself, or a time has gone.
     async fn settle(&self) -> Result<()> {
         let began = Instant::now();
-        while began.elapsed() < self.sizes.settle && self.parts().await? > 12 {
+        while began.elapsed() < self.sizes.settle && self.parts().await? > QUIET_PARTS {
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
         progress(format_args!("waited {} s for quiet months to be merged", began.elapsed().as_secs()));

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use kubemeter::warehouse::row::{COLUMNS, IDENTITY_COLUMNS};
+use kubemeter::warehouse::row::{COLUMNS, IDENTITY_COLUMNS, written_again_sql};
 
 use crate::setup::Setup;
 use crate::stored::Pass;
@@ -32,15 +32,17 @@ pub async fn load(setup: &Setup, pass: &Pass) -> Result<()> {
     setup.quiet().await
 }
 
-/// Writes every event again whose number leaves a rest, as a repeat does: the same rows.
+/// Writes every event again whose number leaves a rest, as a gateway does with what comes again: the same rows, whose
+/// versions say so.
 pub async fn repeat(setup: &Setup, pass: &Pass, every: u64, rest: u64) -> Result<()> {
     let mut direct = setup.clickhouse().await?;
+    let again = COLUMNS.replace("version", &written_again_sql());
     let mut at = pass.numbers.start;
     while at < pass.numbers.end {
         let end = (at + STEP * every).min(pass.numbers.end);
         let rows = pass.rows(&(at..end));
         let sql =
-            format!("INSERT INTO kubemeter.{} ({COLUMNS}) SELECT {COLUMNS} FROM ({rows}) WHERE number % {every} = {rest}", setup.landing);
+            format!("INSERT INTO kubemeter.{} ({COLUMNS}) SELECT {again} FROM ({rows}) WHERE number % {every} = {rest}", setup.landing);
         setup.run(&mut direct, &sql).await?;
         at = end;
     }
