@@ -69,6 +69,7 @@ def equal(what, found, expected):
         raise Failed(f"{what}: {found!r}, expected {expected!r}")
 
 
+CALLER = {"calls-the-gateway": "yes"}
 LEAST = {  # what the restricted pod security standard asks for
     "allowPrivilegeEscalation": False,
     "capabilities": {"drop": ["ALL"]},
@@ -78,7 +79,7 @@ LEAST = {  # what the restricted pod security standard asks for
 }
 
 
-def start_job(name, account, *arguments, authority=None):
+def start_job(name, account, *arguments, authority=None, labels=CALLER):
     """A workload in the cluster, with a token of its service account for the gateway and nobody else.
 
     `authority`: a ConfigMap with the CA by which it knows the gateway, when it is to speak TLS.
@@ -106,7 +107,7 @@ def start_job(name, account, *arguments, authority=None):
         container["args"] += [f"-url=https://{HOST}:8080", "-ca=/etc/gateway/ca.crt"]
         container["volumeMounts"].append({"name": "ca", "mountPath": "/etc/gateway", "readOnly": True})
         pod["volumes"].append({"name": "ca", "configMap": {"name": authority}})
-    job = {"backoffLimit": 0, "activeDeadlineSeconds": 1200, "template": {"spec": pod}}
+    job = {"backoffLimit": 0, "activeDeadlineSeconds": 1200, "template": {"metadata": {"labels": labels}, "spec": pod}}
     manifest = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": name}, "spec": job}
     kubectl("create", "--filename=-", text=json.dumps(manifest))
 
@@ -126,6 +127,24 @@ def answer_to_job(name, account, path, authority=None):
     answer = json.loads(kubectl("logs", f"job/{name}"))
     kubectl("delete", "job", name)
     return answer
+
+
+def ended(name):
+    status = get("job", name)["status"]
+    return status if status.get("succeeded") or status.get("failed") else None
+
+
+def refused_jobs(account, calls):
+    """Workloads that get no answer, since nothing that they send arrives; `calls`: the arguments and labels of each."""
+    for name, (arguments, labels) in calls.items():
+        start_job(name, account, "get", "-patience=5s", *arguments, labels=labels)
+    for name in calls:
+        status, _ = until(f"the end of job {name}", lambda name=name: ended(name))
+        equal(f"jobs {name} that got an answer", status.get("succeeded", 0), 0)
+        said = kubectl("logs", f"job/{name}")
+        if "i/o timeout" not in said:
+            raise Failed(f"job {name} says {said!r}, expected a time-out")
+        kubectl("delete", "job", name)
 
 
 def processes(command, pod=None):

@@ -15,14 +15,12 @@ from pathlib import Path
 import cluster
 from cluster import NAMESPACE, SHOP, equal, get, helm, job_ended, kill, kubectl, say, until
 from scrape import scraped
-from secure import Gateways, grown, metrics_are_there
+from secure import WHEN, Gateways, grown, metrics_are_there, policies_are_enforced
 
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "charts" / "kubemeter"
 VALUES = f"--values={Path(__file__).parent / 'values.yaml'}"
 EVIDENCE = ROOT / ".node" / "logs" / "cluster"
-# Wide enough for every event that the load sends.
-WHEN = "from=2020-01-01T00:00:00Z&to=2100-01-01T00:00:00Z"
 LEASE = "kubemeter-operator"
 
 # What the workloads may do: the least that they need.
@@ -260,13 +258,14 @@ def uninstalled_and_back(of):
 
 
 def secured(of):
-    """The release with TLS and a HorizontalPodAutoscaler; `of`: what has been counted before."""
+    """The release with TLS, NetworkPolicies and a HorizontalPodAutoscaler; `of`: what has been counted before."""
     metrics_are_there()
     with tempfile.TemporaryDirectory() as folder:
         gateways = Gateways(Path(folder))
         helm("upgrade", CHART, VALUES, f"--values={Path(__file__).parent / 'secured.yaml'}")
         gateways.speak_only_tls()
         helm_test()
+        policies_are_enforced(gateways)
         until("the autoscaler is at rest", gateways.at_rest, 120)
         say(f"an autoscaler is content with two gateways, at {gateways.autoscaler_sees_cpu()} % of the CPU that they ask for")
         load = Load("secured", "-workers=8", "-newcomers=4", "-pause=10ms", "-batch=200", authority="gateway-ca")

@@ -5,6 +5,7 @@ import http.client
 import json
 import socket
 import ssl
+import subprocess
 import sys
 
 import cluster
@@ -14,6 +15,8 @@ RIG = cluster.parts.ROOT / "tests" / "rig"
 sys.path.insert(0, str(RIG))
 import certificates  # noqa: E402
 
+# Wide enough for every event that the load sends.
+WHEN = "from=2020-01-01T00:00:00Z&to=2100-01-01T00:00:00Z"
 SECRET = "gateway-tls"
 # The kubelet looks at a pod's Secrets every 10 s here, with some jitter, and the gateway at its files every 5 s.
 RENEWED_SECONDS = 120
@@ -128,3 +131,20 @@ def grown(gateways):
 
     until("three gateways serve", serve, 60)
     return f"a third was wanted after {seconds:.0f} s, at {cpu} % of the CPU that they ask for; it serves"
+
+
+def policies_are_enforced(gateways):
+    """Who is no caller by the chart's NetworkPolicies reaches nothing, and ClickHouse calls nobody."""
+    cluster.answer_to_job("caller", "reader", f"/usage/llm-tokens?{WHEN}", authority="gateway-ca")
+    pod = gateways.pods()[0]["status"]["podIP"]
+    calls = {
+        "stranger": ([f"-url=https://{HOST}:8080"], {}),
+        "at-clickhouse": (["-url=http://kubemeter-clickhouse.metering:8123", "-path=/ping"], cluster.CALLER),
+        "at-operator": ([f"-url=http://{pod}:8081", "-path=/metrics"], cluster.CALLER),
+    }
+    cluster.refused_jobs("reader", calls)
+    process = cluster.processes("clickhouse")[0]
+    call = f"import socket; socket.create_connection(({pod!r}, 8080), 3)"
+    said = subprocess.run(["nsenter", f"--target={process}", "--net", sys.executable, "-c", call], capture_output=True, text=True, check=False)
+    equal("how ClickHouse's call of a gateway ends", said.stderr.strip().rpartition("\n")[2], "TimeoutError: timed out")
+    say("the chart's policies let a caller in, keep others from gateway, operator and ClickHouse, and let nothing out of ClickHouse")

@@ -64,6 +64,7 @@ class Node(ControlPlane):
             "--secure-port=0",
             binaries=self.node_binaries,
         )
+        self.spawn("policies.py", self.kubeconfig, binaries=Path(__file__).parent)
         self.load(*(self.image(name) for name in IMAGES), *images)
         self.wait_until("the cluster takes objects", "apply", "--filename", MANIFESTS)
         self.wait_until("it takes volumes", "apply", "--filename", self.volumes())

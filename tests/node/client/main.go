@@ -62,7 +62,7 @@ func main() {
 	flag.IntVar(&o.batch, "batch", 50, "events in a request")
 	flag.IntVar(&o.workers, "workers", 4, "requests at a time")
 	flag.DurationVar(&o.pause, "pause", 100*time.Millisecond, "between two requests of a worker")
-	flag.DurationVar(&o.patience, "patience", 2*time.Minute, "how long a batch is tried")
+	flag.DurationVar(&o.patience, "patience", 2*time.Minute, "how long a batch is tried, or an answer waited for")
 	command := ""
 	if len(os.Args) > 1 {
 		command = os.Args[1]
@@ -88,17 +88,25 @@ func get(o options) error {
 	if strings.Contains(o.path, "?") {
 		sign = "&"
 	}
-	request, err := newRequest(http.MethodGet, o.url+o.path+sign+"namespace="+url.QueryEscape(o.namespace), nil)
-	if err != nil {
-		return err
-	}
 	client, err := newClient(o, nil)
 	if err != nil {
 		return err
 	}
-	status, body, err := send(client, request)
-	if err != nil {
-		return err
+	var status int
+	var body []byte
+	// A pod that has just begun may not be let through yet: the network has to hear of it.
+	for deadline := time.Now().Add(o.patience); ; time.Sleep(100 * time.Millisecond) {
+		request, err := newRequest(http.MethodGet, o.url+o.path+sign+"namespace="+url.QueryEscape(o.namespace), nil)
+		if err != nil {
+			return err
+		}
+		status, body, err = send(client, request)
+		if err == nil {
+			break
+		}
+		if time.Now().After(deadline) {
+			return err
+		}
 	}
 	if status != http.StatusOK {
 		return fmt.Errorf("%d %s", status, body)
