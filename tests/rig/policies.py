@@ -65,7 +65,7 @@ class Cluster:
             arriving = [spec for spec in chosen if "Ingress" in spec["policyTypes"]]
             for rule in (rule for spec in arriving for rule in spec.get("ingress") or []):
                 known(rule, "from", "ports")
-                callers = [f"-s {source} " for peer in rule["from"] for source in self.peer(peer, metadata["namespace"])] if "from" in rule else [""]
+                callers = [f"-s {source} " for peer in rule["from"] for source in self.peer(peer, metadata["namespace"])] if rule.get("from") else [""]
                 for port in ports(rule, pod):
                     yield from (f"{caller}-d {address}{port} -j {CHAIN}-OUT" for caller in callers)
             if arriving:
