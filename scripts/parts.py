@@ -45,7 +45,7 @@ NODE_MODULE = ROOT / "tests" / "node"
 NODE_BINARIES = (
     *("kubelet", "kube-proxy", "kube-scheduler"),
     *("containerd", "containerd-shim-runc-v2", "ctr"),
-    *("pause", "coredns", "client"),
+    *("pause", "coredns", "metrics-server", "client"),
 )
 
 

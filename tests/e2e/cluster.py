@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 import parts  # noqa: E402
 
 NAMESPACE, SHOP = "metering", "shop"  # of the release, and of those who use it
+HOST = f"kubemeter.{NAMESPACE}.svc"  # the name in the gateway's certificate
 STARTED = time.monotonic()
 COMMAND_SECONDS = 240
 
@@ -68,6 +69,7 @@ def equal(what, found, expected):
         raise Failed(f"{what}: {found!r}, expected {expected!r}")
 
 
+CALLER = {"calls-the-gateway": "yes"}
 LEAST = {  # what the restricted pod security standard asks for
     "allowPrivilegeEscalation": False,
     "capabilities": {"drop": ["ALL"]},
@@ -77,8 +79,11 @@ LEAST = {  # what the restricted pod security standard asks for
 }
 
 
-def start_job(name, account, *arguments):
-    """A workload in the cluster, with a token of its service account for the gateway and nobody else."""
+def start_job(name, account, *arguments, authority=None, labels=CALLER):
+    """A workload in the cluster, with a token of its service account for the gateway and nobody else.
+
+    `authority`: a ConfigMap with the CA by which it knows the gateway, when it is to speak TLS.
+    """
     token = {"serviceAccountToken": {"audience": "kubemeter", "expirationSeconds": 600, "path": "token"}}
     container = {
         "name": "client",
@@ -98,7 +103,11 @@ def start_job(name, account, *arguments):
         "containers": [container],
         "volumes": [{"name": "token", "projected": {"sources": [token]}}, {"name": "tmp", "emptyDir": {}}],
     }
-    job = {"backoffLimit": 0, "activeDeadlineSeconds": 1200, "template": {"spec": pod}}
+    if authority:
+        container["args"] += [f"-url=https://{HOST}:8080", "-ca=/etc/gateway/ca.crt"]
+        container["volumeMounts"].append({"name": "ca", "mountPath": "/etc/gateway", "readOnly": True})
+        pod["volumes"].append({"name": "ca", "configMap": {"name": authority}})
+    job = {"backoffLimit": 0, "activeDeadlineSeconds": 1200, "template": {"metadata": {"labels": labels}, "spec": pod}}
     manifest = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": name}, "spec": job}
     kubectl("create", "--filename=-", text=json.dumps(manifest))
 
@@ -111,13 +120,31 @@ def job_ended(name):
     return status.get("succeeded") == 1
 
 
-def answer_to_job(name, account, path):
+def answer_to_job(name, account, path, authority=None):
     """What a workload gets that asks the gateway."""
-    start_job(name, account, "get", f"-namespace={SHOP}", f"-path={path}")
+    start_job(name, account, "get", f"-namespace={SHOP}", f"-path={path}", authority=authority)
     until(f"job {name} has an answer", lambda: job_ended(name))
     answer = json.loads(kubectl("logs", f"job/{name}"))
     kubectl("delete", "job", name)
     return answer
+
+
+def ended(name):
+    status = get("job", name)["status"]
+    return status if status.get("succeeded") or status.get("failed") else None
+
+
+def refused_jobs(account, calls):
+    """Workloads that get no answer, since nothing that they send arrives; `calls`: the arguments and labels of each."""
+    for name, (arguments, labels) in calls.items():
+        start_job(name, account, "get", "-patience=5s", *arguments, labels=labels)
+    for name in calls:
+        status, _ = until(f"the end of job {name}", lambda name=name: ended(name))
+        equal(f"jobs {name} that got an answer", status.get("succeeded", 0), 0)
+        said = kubectl("logs", f"job/{name}")
+        if "i/o timeout" not in said:
+            raise Failed(f"job {name} says {said!r}, expected a time-out")
+        kubectl("delete", "job", name)
 
 
 def processes(command, pod=None):
@@ -143,7 +170,7 @@ def keep_evidence(folder):
     """What is there to see after a failure."""
     folder.mkdir(exist_ok=True)
     for name, command in {
-        "objects": "get pods,jobs,deployments,statefulsets,pvc,pv,meters,customers,leases -A -o wide",
+        "objects": "get pods,jobs,deployments,statefulsets,pvc,pv,hpa,meters,customers,leases -A -o wide",
         "events": "get events -A --sort-by=.metadata.creationTimestamp",
         "pods": "describe pods -A",
     }.items():

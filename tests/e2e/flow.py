@@ -15,13 +15,12 @@ from pathlib import Path
 import cluster
 from cluster import NAMESPACE, SHOP, equal, get, helm, job_ended, kill, kubectl, say, until
 from scrape import scraped
+from secure import WHEN, Gateways, grown, metrics_are_there, policies_are_enforced
 
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "charts" / "kubemeter"
 VALUES = f"--values={Path(__file__).parent / 'values.yaml'}"
 EVIDENCE = ROOT / ".node" / "logs" / "cluster"
-# Wide enough for every event that the load sends.
-WHEN = "from=2020-01-01T00:00:00Z&to=2100-01-01T00:00:00Z"
 LEASE = "kubemeter-operator"
 
 # What the workloads may do: the least that they need.
@@ -98,17 +97,15 @@ def helm_test():
 class Load:
     """A job that posts events until it is told to stop."""
 
-    def __init__(self):
-        cluster.start_job("load", "poster", "post", f"-namespace={SHOP}", "-source=load")
-        self.done_after_start()
+    def __init__(self, name, *more, authority=None):
+        self.name = name
+        cluster.start_job(name, "poster", "post", f"-namespace={SHOP}", f"-source={name}", *more, authority=authority)
+        until("the load has begun", lambda: self.now()["events"] > 1000)
+        say(f"a job posts events with a token of its service account{', by TLS' if authority else ''}")
 
     def now(self):
-        job_ended("load")
-        return json.loads(kubectl("logs", "job/load", "--tail=1"))
-
-    def done_after_start(self):
-        until("the load has begun", lambda: self.now()["events"] > 1000)
-        say("a job posts events with a token of its service account")
+        job_ended(self.name)
+        return json.loads(kubectl("logs", f"job/{self.name}", "--tail=1"))
 
     def goes_on(self):
         """Waits until events are acknowledged again, and for some more."""
@@ -116,8 +113,8 @@ class Load:
         until("events are acknowledged", lambda: self.now()["events"] > start + 1000)
 
     def stop(self):
-        kubectl("exec", "job/load", "--", "/client", "stop")
-        until("the load has ended", lambda: job_ended("load"))
+        kubectl("exec", f"job/{self.name}", "--", "/client", "stop")
+        until("the load has ended", lambda: job_ended(self.name))
         return self.now()
 
 
@@ -170,7 +167,7 @@ def killed_leader():
         return kill("operator", old.rpartition("_")[0]) or old
 
     old, _ = until("a leader is there to be killed", kill_it)
-    _, seconds = until("another operator leads", lambda: leader() not in (old, ""), 15)
+    _, seconds = until("another operator leads", lambda: leader() not in (old, ""), 20)
     healthy()
     return f"another leads after {seconds:.1f} s"
 
@@ -208,9 +205,9 @@ def rolled_back():
     equal("replicas", get("deployment", "kubemeter", namespace=NAMESPACE)["status"]["readyReplicas"], 2)
 
 
-def usage(meter, more=""):
+def usage(meter, authority=None):
     """Usage as another workload reads it: {customer: value}."""
-    answer = cluster.answer_to_job("reader", "reader", f"/usage/{meter}?{WHEN}&groupBy=customer{more}")
+    answer = cluster.answer_to_job("reader", "reader", f"/usage/{meter}?{WHEN}&groupBy=customer", authority)
     return {row["customer"]: row["value"] for row in answer["data"]}
 
 
@@ -260,6 +257,28 @@ def uninstalled_and_back(of):
     say("installed again: usage is as it was")
 
 
+def secured(of):
+    """The release with TLS, NetworkPolicies and a HorizontalPodAutoscaler; `of`: what has been counted before."""
+    metrics_are_there()
+    with tempfile.TemporaryDirectory() as folder:
+        gateways = Gateways(Path(folder))
+        helm("upgrade", CHART, VALUES, f"--values={Path(__file__).parent / 'secured.yaml'}")
+        gateways.speak_only_tls()
+        helm_test()
+        policies_are_enforced(gateways)
+        until("the autoscaler is at rest", gateways.at_rest, 120)
+        say(f"an autoscaler is content with two gateways, at {gateways.autoscaler_sees_cpu()} % of the CPU that they ask for")
+        load = Load("secured", "-workers=8", "-newcomers=4", "-pause=10ms", "-batch=200", authority="gateway-ca")
+        under_load(load, "more gateways", lambda: grown(gateways), gently=True)
+        under_load(load, "a new certificate", lambda: gateways.renewed(load), gently=True)
+    sent = load.stop()
+    equal("rejected", sent["rejected"], 0)
+    new = expected(sent["events"])
+    totals = {customer: str(total + new[customer][1]) for customer, (_, total) in of.items()}
+    equal("usage of llm-tokens", usage("llm-tokens", authority="gateway-ca"), totals)
+    say(f"totals are exact: {sent['events']} events more, by TLS")
+
+
 def removed():
     """What the chart's README says removes everything."""
     kubectl("delete", "meters,customers", "--all", "--timeout=60s")
@@ -276,7 +295,7 @@ def main():
         install()
         examples()
         helm_test()
-        load = Load()
+        load = Load("load")
         scraped()
         under_load(load, "a gateway killed", killed_gateway)
         under_load(load, "a pod deleted at once", deleted_pod)
@@ -288,6 +307,7 @@ def main():
         under_load(load, "helm rollback", rolled_back, gently=True)
         of = totals_are_exact(load.stop())
         uninstalled_and_back(of)
+        secured(of)
         removed()
     except Exception as error:  # whatever it is: the evidence goes with the cluster
         say(f"failed: {type(error).__name__}: {error}")

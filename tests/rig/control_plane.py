@@ -76,6 +76,7 @@ def write_secret(path, text):
 class ControlPlane:
     address = "127.0.0.1"
     controllers = CONTROLLERS
+    controller_flags = []
     # Without nodes there is nothing to serve at an endpoint, which can't be a loopback address anyway.
     more_flags = ["--authorization-mode=RBAC", "--endpoint-reconciler-type=none"]
 
@@ -134,6 +135,7 @@ class ControlPlane:
             f"--root-ca-file={self.ca}",
             "--leader-elect=false",
             "--secure-port=0",
+            *self.controller_flags,
         )
         # Made by the controller-manager, in a namespace made by the API server: both are at work.
         self.wait_for("/api/v1/namespaces/default/serviceaccounts/default")

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import certificates
 from control_plane import DEADLINE_SECONDS, ControlPlane, Failed, parts, write_secret
 
 sys.path.insert(0, str(parts.ROOT / "scripts"))
@@ -16,7 +17,7 @@ import oci  # noqa: E402
 NODE = "node"
 BRIDGE, ADDRESS, PODS, SERVICES, DNS = "cni0", "10.88.0.1", "10.88.0.0/24", "10.0.0.0/24", "10.0.0.10"
 CNI_PROGRAMS = "/usr/lib/cni"
-IMAGES = {"pause": "localhost/pause:node", "coredns": "localhost/coredns:node"}
+IMAGES = {name: f"localhost/{name}:node" for name in ("pause", "coredns", "metrics-server")}
 VOLUMES = 2
 MANIFESTS = Path(__file__).parent / "node.yaml"
 
@@ -24,6 +25,7 @@ MANIFESTS = Path(__file__).parent / "node.yaml"
 class Node(ControlPlane):
     address = ADDRESS
     controllers = ["*"]
+    controller_flags = ["--horizontal-pod-autoscaler-sync-period=5s"]  # for 15 s, that of a test that need not wait
     more_flags = [
         "--authorization-mode=Node,RBAC",
         f"--advertise-address={ADDRESS}",
@@ -46,6 +48,7 @@ class Node(ControlPlane):
 
     def start(self, images):
         self.data.mkdir()
+        self.more_flags = [*self.more_flags, *self.front_proxy()]
         hide_the_machine(self.data)
         make_network()
         self.start_containerd()
@@ -61,6 +64,7 @@ class Node(ControlPlane):
             "--secure-port=0",
             binaries=self.node_binaries,
         )
+        self.spawn("policies.py", self.kubeconfig, binaries=Path(__file__).parent)
         self.load(*(self.image(name) for name in IMAGES), *images)
         self.wait_until("the cluster takes objects", "apply", "--filename", MANIFESTS)
         self.wait_until("it takes volumes", "apply", "--filename", self.volumes())
@@ -68,6 +72,22 @@ class Node(ControlPlane):
         self.wait_until(
             "DNS serves", "--namespace=kube-system", "rollout", "status", "deployment/coredns", "--timeout=5s"
         )
+
+    def front_proxy(self):
+        """Flags by which the API server shows who it is to the servers of other APIs: by a certificate of a CA for just that."""
+        folder = self.directory / "front-proxy"
+        folder.mkdir()
+        certificates.authority(folder, "front-proxy-ca")
+        certificates.issue(folder, "front-proxy-client")
+        return [
+            f"--requestheader-client-ca-file={folder}/ca.crt",
+            "--requestheader-allowed-names=front-proxy-client",
+            "--requestheader-username-headers=X-Remote-User",
+            "--requestheader-group-headers=X-Remote-Group",
+            "--requestheader-extra-headers-prefix=X-Remote-Extra-",
+            f"--proxy-client-cert-file={folder}/front-proxy-client.crt",
+            f"--proxy-client-key-file={folder}/front-proxy-client.key",
+        ]
 
     def start_containerd(self):
         config = self.directory / "containerd.toml"
@@ -172,7 +192,7 @@ disable = true
         """A tar with the image of one of our own static programs."""
         path = self.data / f"{name}.tar"
         config = {"Entrypoint": [f"/{name}"], "User": "65532:65532"}
-        oci.write(path, IMAGES[name], {name: (self.node_binaries / name, 0o755)}, config)
+        oci.write(path, IMAGES[name], {name: (self.node_binaries / name, 0o755)}, config, level=1)
         return path
 
     def volumes(self):

@@ -4,12 +4,17 @@
 //	client get     prints what GET on a path answers
 //	client stop    ends the `client post` in the same container
 //
+// With `-ca` it speaks TLS and takes no other certificate than one by this CA. It counts the connections that it opens, by the
+// serial number of the certificate that it is shown.
+//
 // Its words are lines of JSON. Every event is `{"tokens": N}` with N from 1 to 10 by its number, so that the sum of what was
 // acknowledged is known without asking anybody.
 package main
 
 import (
 	"bytes"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -32,15 +37,16 @@ const (
 
 // Options of a run.
 type options struct {
-	url, namespace, source, eventType, subjects, path string
-	batch, workers                                    int
-	pause, patience                                   time.Duration
+	url, namespace, source, eventType, subjects, path, ca string
+	batch, workers, newcomers                             int
+	pause, patience                                       time.Duration
 }
 
 // What happened so far. `Failed` counts requests that were not answered 202; each of them was sent again.
 type tally struct {
 	Events, Sum, Requests, Again, Failed, Rejected atomic.Int64
 	failures                                       sync.Map // answer → *atomic.Int64
+	shown                                          sync.Map // serial number of a certificate → *atomic.Int64
 }
 
 func main() {
@@ -51,10 +57,12 @@ func main() {
 	flag.StringVar(&o.eventType, "type", "llm.completion", "the events' type")
 	flag.StringVar(&o.subjects, "subjects", "acme-prod,acme-eu,globex", "the events' subjects, in turn")
 	flag.StringVar(&o.path, "path", "/meters", "what to get")
+	flag.StringVar(&o.ca, "ca", "", "a file with the CA by which the gateway is known")
+	flag.IntVar(&o.newcomers, "newcomers", 0, "how many of the workers open a connection for each request")
 	flag.IntVar(&o.batch, "batch", 50, "events in a request")
 	flag.IntVar(&o.workers, "workers", 4, "requests at a time")
 	flag.DurationVar(&o.pause, "pause", 100*time.Millisecond, "between two requests of a worker")
-	flag.DurationVar(&o.patience, "patience", 2*time.Minute, "how long a batch is tried")
+	flag.DurationVar(&o.patience, "patience", 2*time.Minute, "how long a batch is tried, or an answer waited for")
 	command := ""
 	if len(os.Args) > 1 {
 		command = os.Args[1]
@@ -80,13 +88,25 @@ func get(o options) error {
 	if strings.Contains(o.path, "?") {
 		sign = "&"
 	}
-	request, err := newRequest(http.MethodGet, o.url+o.path+sign+"namespace="+url.QueryEscape(o.namespace), nil)
+	client, err := newClient(o, nil)
 	if err != nil {
 		return err
 	}
-	status, body, err := send(newClient(), request)
-	if err != nil {
-		return err
+	var status int
+	var body []byte
+	// A pod that has just begun may not be let through yet: the network has to hear of it.
+	for deadline := time.Now().Add(o.patience); ; time.Sleep(100 * time.Millisecond) {
+		request, err := newRequest(http.MethodGet, o.url+o.path+sign+"namespace="+url.QueryEscape(o.namespace), nil)
+		if err != nil {
+			return err
+		}
+		status, body, err = send(client, request)
+		if err == nil {
+			break
+		}
+		if time.Now().After(deadline) {
+			return err
+		}
 	}
 	if status != http.StatusOK {
 		return fmt.Errorf("%d %s", status, body)
@@ -100,9 +120,13 @@ func post(o options) error {
 	var next atomic.Int64
 	var stopping atomic.Bool
 	errs := make(chan error, o.workers)
-	for range o.workers {
+	for worker := range o.workers {
+		client, err := newClient(o, &t)
+		if err != nil {
+			return err
+		}
+		client.Transport.(*http.Transport).DisableKeepAlives = worker < o.newcomers
 		go func() {
-			client := newClient()
 			for !stopping.Load() {
 				if err := postBatch(client, o, next.Add(1)-1, &t); err != nil {
 					errs <- err
@@ -200,13 +224,27 @@ func untilAccepted(client *http.Client, o options, body []byte, t *tally) error 
 	}
 }
 
-func newClient() *http.Client {
+func newClient(o options, t *tally) (*http.Client, error) {
 	// Short, so that a gateway that was killed with its node's address gone is noticed.
 	dialer := &net.Dialer{Timeout: 2 * time.Second}
-	return &http.Client{
-		Timeout:   15 * time.Second,
-		Transport: &http.Transport{DialContext: dialer.DialContext, MaxIdleConnsPerHost: 1},
+	transport := &http.Transport{DialContext: dialer.DialContext, MaxIdleConnsPerHost: 1}
+	if o.ca != "" {
+		authority, err := os.ReadFile(o.ca)
+		if err != nil {
+			return nil, err
+		}
+		known := x509.NewCertPool()
+		if !known.AppendCertsFromPEM(authority) {
+			return nil, fmt.Errorf("%s holds no certificate", o.ca)
+		}
+		transport.TLSClientConfig = &tls.Config{RootCAs: known, VerifyConnection: func(state tls.ConnectionState) error {
+			if t != nil {
+				count(&t.shown, state.PeerCertificates[0].SerialNumber.String())
+			}
+			return nil
+		}}
 	}
+	return &http.Client{Timeout: 15 * time.Second, Transport: transport}, nil
 }
 
 func newRequest(method, address string, body []byte) (*http.Request, error) {
@@ -244,19 +282,28 @@ func (t *tally) fail(status int, err error) {
 		}
 		what = err.Error()
 	}
-	count, _ := t.failures.LoadOrStore(what, new(atomic.Int64))
-	count.(*atomic.Int64).Add(1)
+	count(&t.failures, what)
+}
+
+func count(counts *sync.Map, what string) {
+	found, _ := counts.LoadOrStore(what, new(atomic.Int64))
+	found.(*atomic.Int64).Add(1)
+}
+
+func counted(counts *sync.Map) map[string]int64 {
+	found := map[string]int64{}
+	counts.Range(func(what, count any) bool {
+		found[what.(string)] = count.(*atomic.Int64).Load()
+		return true
+	})
+	return found
 }
 
 func (t *tally) print(state string) {
-	failures := map[string]int64{}
-	t.failures.Range(func(key, count any) bool {
-		failures[key.(string)] = count.(*atomic.Int64).Load()
-		return true
-	})
 	line, _ := json.Marshal(map[string]any{
 		"state": state, "events": t.Events.Load(), "sum": t.Sum.Load(), "requests": t.Requests.Load(),
-		"again": t.Again.Load(), "failed": t.Failed.Load(), "rejected": t.Rejected.Load(), "failures": failures,
+		"again": t.Again.Load(), "failed": t.Failed.Load(), "rejected": t.Rejected.Load(), "failures": counted(&t.failures),
+		"shown": counted(&t.shown),
 	})
 	fmt.Println(string(line))
 }
