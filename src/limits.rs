@@ -52,8 +52,8 @@ pub const MANIFEST_FILES: usize = 10_000;
 pub const CONTINUE_BYTES: usize = 4 * 1_024;
 /// Most bytes of request bodies in memory at a time, after decompression; more is answered 429. They are held until their
 /// request is answered, and with what is made of them (items, rows, their INSERT) measured six times as much: with
-/// 40 MiB of them a gateway (debug build) had 297 MiB at full load with ClickHouse standing still, and is to have 256. A decompressor's window can hold as much once more.
-pub const BODIES_BYTES: usize = 32 * 1_024 * 1_024;
+/// 32 MiB of them a gateway had 260 MiB at full load with ClickHouse standing still, and is to have 256. A decompressor's window can hold as much once more.
+pub const BODIES_BYTES: usize = 24 * 1_024 * 1_024;
 /// Longest bearer token, in bytes: Kubernetes' own are about 1 KiB.
 pub const TOKEN_BYTES: usize = 16 * 1_024;
 /// Longest `x-request-id` that is taken over, in bytes.

@@ -348,7 +348,8 @@ impl Layout {
             _ => None,
         };
         format!(
-            "INSERT INTO {}.{} ({names}) {}",
+            // Equal keys are few, and found when they are read.
+            "INSERT INTO {}.{} ({names}) SETTINGS optimize_on_insert = 0 {}",
             identifier(database),
             identifier(table),
             self.select(database, "events", block, " AND toYYYYMM(time) = {month:UInt32}", as_copy)
