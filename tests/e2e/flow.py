@@ -167,7 +167,7 @@ def killed_leader():
         return kill("operator", old.rpartition("_")[0]) or old
 
     old, _ = until("a leader is there to be killed", kill_it)
-    _, seconds = until("another operator leads", lambda: leader() not in (old, ""), 20)
+    _, seconds = until("another operator leads", lambda: leader() not in (old, ""), 15)
     healthy()
     return f"another leads after {seconds:.1f} s"
 
