@@ -143,7 +143,7 @@ impl Definition {
             value_property: active.value_property.clone(),
             group_by: active.group_by.clone(),
             unit: active.unit.clone(),
-            retention: None,
+            retention: active.retention.clone(),
             deletion_policy: crate::api::DeletionPolicy::Retain,
         })
     }
@@ -178,6 +178,7 @@ impl Definition {
             value_property: self.value_path().map(|path| path.key().to_owned()),
             group_by: self.group_by.iter().map(|(name, path)| (name.clone(), path.key().to_owned())).collect(),
             unit: self.unit.clone(),
+            retention: self.retention_days.map(|days| format!("{days}d")),
         }
     }
 }

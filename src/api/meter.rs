@@ -156,6 +156,9 @@ pub struct ActiveMeter {
     /// Unit of the value.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unit: Option<String>,
+    /// How long its rows stay, in days such as 400d; absent: for ever.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retention: Option<String>,
 }
 
 /// How far a backfill has come.

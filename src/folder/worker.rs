@@ -38,7 +38,7 @@ enum Job {
 
 /// What came of it: the next status, what to tell, when to come again; or the status that says why not, and the reason.
 enum Done {
-    Meter(Result<Outcome<MeterStatus>, (MeterStatus, reconcile::Error)>),
+    Meter(Box<Result<Outcome<MeterStatus>, (MeterStatus, reconcile::Error)>>),
     Customer(Result<Outcome<CustomerStatus>, (CustomerStatus, reconcile::Error)>),
     Forgotten(Result<(), reconcile::Error>),
 }
@@ -111,7 +111,7 @@ impl Worker {
     fn finish(&mut self, id: &str, name: &str, done: Done) {
         let end = match done {
             Done::Meter(end) => {
-                let (status, end) = split(end);
+                let (status, end) = split(*end);
                 self.keep(id, name, &status, |worker, meter: Meter| {
                     worker.catalog.put_meter(&meter);
                     replace(&mut worker.all.meters, meter);
@@ -160,7 +160,7 @@ async fn perform(reconciler: Reconciler, uid: String, job: Job) -> (String, Stri
     let (name, done) = match job {
         Job::Meter(meter) => {
             let end = reconciler.meter(&meter).await.map_err(|why| (Reconciler::meter_failed(&meter, &why), why));
-            (words(&meter), Done::Meter(end))
+            (words(&meter), Done::Meter(Box::new(end)))
         }
         Job::Customer(customer, others) => {
             let end = reconciler.customer(&customer, &others).await.map_err(|why| (Reconciler::customer_failed(&customer, &why), why));

@@ -98,6 +98,10 @@ fn rows(source: &Source<'_>, query: &UsageQuery, params: &mut Vec<Param>) -> Str
     let (mut keys, mut others) = (Vec::new(), Vec::new());
     let mut bind = |name: &str, value| params.push(Param { name: name.to_owned(), value });
     bind("namespace", Value::Text(namespace.to_owned()));
+    if let Some(days) = definition.retention_days {
+        // Rows go some hours after their time, those of each kind by themselves: a cancellation may go before what it cancels.
+        keys.push(format!("time >= fromUnixTimestamp64Milli((toInt64(toUnixTimestamp(now())) - {days} * 86400 + 1) * 1000, 'UTC')"));
+    }
     if let Some(from) = query.from {
         bind("from", Value::Int(ceil_ms(from)));
         keys.push("time >= fromUnixTimestamp64Milli({from:Int64}, 'UTC')".to_owned());

@@ -216,6 +216,15 @@ impl Warehouse {
         if *self.topology() != Topology::Single {
             return Ok(Reading::Final);
         }
+        let again = self.rows_again(table, from, to).await?;
+        Ok(if again > MOST_AGAIN { Reading::Final } else { Reading::ByKind })
+    }
+
+    /// Rows of a Meter's table, in the months of a time, that may not be the only ones of their key.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn rows_again(&self, table: &str, from: Option<Timestamp>, to: Option<Timestamp>) -> Result<u64, Error> {
         let month = |time: Timestamp| {
             let date = time.to_zoned(TimeZone::UTC);
             u32::from(date.year().max(0).unsigned_abs()) * 100 + u32::from(date.month().unsigned_abs())
@@ -224,15 +233,8 @@ impl Warehouse {
             "SELECT toUInt64(sum(rows)) FROM system.parts WHERE database = {{database:String}} AND table = {{table:String}} AND active AND {}",
             is_again_between()
         );
-        let again: u64 = self
-            .query(&sql)
-            .bind("database", self.database())
-            .bind("table", table)
-            .bind("from", from.map_or(0, month))
-            .bind("to", to.map_or(u32::MAX, month))
-            .one()
-            .await?;
-        Ok(if again > MOST_AGAIN { Reading::Final } else { Reading::ByKind })
+        let query = self.query(&sql).bind("database", self.database()).bind("table", table);
+        query.bind("from", from.map_or(0, month)).bind("to", to.map_or(u32::MAX, month)).one().await
     }
 
     /// What `events` has now. None: on a cluster, whose shards number apart, or its rows don't keep their numbers.
@@ -347,10 +349,8 @@ impl Warehouse {
     /// Makes sure that questions see a table at one moment, however often they name it ([`counted`]).
     async fn check_version(&self) -> Result<(), Error> {
         let version: String = self.query("SELECT version()").one().await?;
-        let mut numbers = version.split('.').map_while(|number| number.parse::<u32>().ok());
-        let (major, minor) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
         let (oldest_major, oldest_minor) = OLDEST;
-        refused((major, minor) >= OLDEST, || {
+        refused(is_new_enough(&version), || {
             format!("ClickHouse is of version {version}: {oldest_major}.{oldest_minor} is the oldest that gives exact answers here")
         })
     }
@@ -392,6 +392,11 @@ impl Warehouse {
     }
 }
 
+fn is_new_enough(version: &str) -> bool {
+    let mut numbers = version.split('.').map_while(|number| number.parse::<u32>().ok());
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= OLDEST
+}
+
 pub(super) fn refused(holds: bool, why: impl FnOnce() -> String) -> Result<(), Error> {
     if holds { Ok(()) } else { Err(Error::Refused(why())) }
 }
@@ -411,4 +416,18 @@ const INSERT: &str = "kubemeter-insert";
 /// Start of the `query_id` of every statement that writes through a landing table.
 pub fn insert_name(landing: &str) -> String {
     format!("{INSERT}-{landing}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clickhouse_that_is_too_old_is_known() {
+        for (version, new_enough) in
+            [("25.11.9.1", false), ("24.12.1.1", false), ("odd", false), ("25.12.1.2", true), ("26.7.2.1", true), ("100.1", true)]
+        {
+            assert_eq!(is_new_enough(version), new_enough, "{version}");
+        }
+    }
 }

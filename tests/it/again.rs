@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use kubemeter::api::Aggregation;
+use jiff::{SignedDuration, Timestamp};
+use kubemeter::api::{Aggregation, MeterSpec};
 use kubemeter::metering::UsageQuery;
 use kubemeter::warehouse::Topology;
 use kubemeter::warehouse::counted::{Reading, counted};
@@ -81,11 +82,12 @@ async fn of_every_mixture_of_rows_the_one_with_the_greatest_version_counts() {
         return;
     }
     let meter = lab.meter("sum", spec("t", Aggregation::Sum, Some("$.v"), &[])).await;
-    let table = lab.warehouse.table(&meter.status.unwrap().active.unwrap().table);
+    let name = meter.status.unwrap().active.unwrap().table;
+    let table = lab.warehouse.table(&name);
     let mut rng = fastrand::Rng::with_seed(7);
     // Rows by INSERT, as VALUES.
     let mut inserts = vec![Vec::new(); 12];
-    let mut expected = 0;
+    let (mut expected, mut again_in_march) = (0, 0);
     for key in 0..KEYS {
         let mut counts: Option<(u64, u64, bool)> = None;
         let mut row = |rng: &mut fastrand::Rng, version: u64, value: u64, copied: u8, deleted: bool| {
@@ -96,6 +98,7 @@ async fn of_every_mixture_of_rows_the_one_with_the_greatest_version_counts() {
                 u8::from(deleted)
             );
             inserts[rng.usize(0..12)].push(text);
+            again_in_march += u64::from(key % 3 == 2 && version >= ARRIVAL_MARK);
             if counts.is_none_or(|(greatest, ..)| version > greatest) {
                 counts = Some((version, value, deleted));
             }
@@ -127,4 +130,29 @@ async fn of_every_mixture_of_rows_the_one_with_the_greatest_version_counts() {
         of_each += lab.usage("sum", of_one).await.data[0].value.parse::<u64>().unwrap();
     }
     assert_eq!(of_each, expected);
+    // How many keys a question has to remember: of its months, merged or not.
+    let time = |text: &str| Some(text.parse::<Timestamp>().unwrap());
+    let rows = async |from, to| lab.warehouse.rows_again(&name, from, to).await.unwrap();
+    assert!(0 < rows(time("2026-03-31T00:00:00Z"), time("2026-03-31T00:00:01Z")).await);
+    assert!(rows(time("2026-03-31T00:00:00Z"), None).await <= again_in_march);
+    assert!(rows(None, None).await > again_in_march);
+    assert_eq!(rows(time("2026-04-01T00:00:00Z"), None).await, 0);
+}
+
+/// What is past the retention is in no number, whichever of its rows ClickHouse has let go.
+#[tokio::test]
+async fn what_is_past_the_retention_is_not_read() {
+    let lab = Lab::new();
+    let kept = MeterSpec { retention: Some("30d".to_owned()), ..spec("t", Aggregation::Sum, Some("$.v"), &[]) };
+    let meter = lab.meter("sum", kept).await;
+    let table = lab.warehouse.table(&meter.status.unwrap().active.unwrap().table);
+    // All rows are there for as long as no merge lets them go.
+    let stored =
+        if *lab.warehouse.topology() == Topology::Single { table.clone() } else { table.trim_end_matches('`').to_owned() + "_local`" };
+    lab.warehouse.run_ddl(&format!("SYSTEM STOP TTL MERGES {stored}")).await.unwrap();
+    let past = |days: i64| (Timestamp::now() - SignedDuration::from_hours(24 * days)).to_string();
+    let events = [(1, 29), (10, 31), (100, 0)].map(|(v, days)| event(&v.to_string(), "t", "s", &past(days), json!({"v": v})));
+    lab.post(&json!(events)).await.unwrap();
+    let all = lab.warehouse.query(&format!("SELECT toString(sum(value)) FROM {table}")).one::<Option<String>>().await.unwrap();
+    assert_eq!((lab.number("sum").await.as_str(), all.as_deref()), ("101", Some("111")));
 }
