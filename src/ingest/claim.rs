@@ -12,17 +12,18 @@
 use bytes::Bytes;
 
 use super::commit::{INSERT, retried};
-use super::look::{Keys, Lookup};
+use super::look::{Claims, Lookup};
 use crate::warehouse::row::{IDENTITY_COLUMNS, Row};
 use crate::warehouse::{Error, Warehouse};
 
-/// Claims what is new among rows of different identities, and tells the keys of all identities that were claimed before or
-/// are claimed more than once. What it doesn't tell is this round's alone.
-pub(super) async fn claim(warehouse: &Warehouse, lookup: &mut Lookup, rows: &[&Row]) -> Result<Keys, Error> {
-    let mut keys = lookup.before(rows.iter().map(|row| row.identity)).await?;
-    let new: Vec<&Row> = rows.iter().copied().filter(|row| !keys.contains_key(&row.identity)).collect();
+/// Claims what is new among rows of different identities, and tells the first claims of all identities that were claimed
+/// before or are claimed more than once. What it doesn't tell is this round's alone. And the number of the INSERT of what
+/// it claimed, where it is known.
+pub(super) async fn claim(warehouse: &Warehouse, lookup: &mut Lookup, rows: &[&Row]) -> Result<(Claims, Option<u64>), Error> {
+    let mut first = lookup.before(rows.iter().map(|row| row.identity)).await?;
+    let new: Vec<&Row> = rows.iter().copied().filter(|row| !first.contains_key(&row.identity)).collect();
     if new.is_empty() {
-        return Ok(keys);
+        return Ok((first, None));
     }
     let mut claims = Vec::with_capacity(new.iter().map(|row| row.encoded_identity_len()).sum());
     new.iter().for_each(|row| row.encode_identity(&mut claims));
@@ -30,6 +31,7 @@ pub(super) async fn claim(warehouse: &Warehouse, lookup: &mut Lookup, rows: &[&R
     // Claimed twice by a retry, it is claimed for the same key, and not taken for a first sending.
     retried(warehouse, || warehouse.insert("identities", IDENTITY_COLUMNS, claims.clone(), "kubemeter-identities", INSERT)).await?;
     let ids: Vec<u128> = new.iter().map(|row| row.identity).collect();
-    keys.extend(lookup.after(&ids).await?);
-    Ok(keys)
+    let (contested, block) = lookup.after(&ids).await?;
+    first.extend(contested);
+    Ok((first, block))
 }

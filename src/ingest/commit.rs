@@ -1,6 +1,6 @@
 //! Group commit: concurrent requests share one claim of their identities and one INSERT per landing table.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -13,12 +13,12 @@ use tracing::{Instrument as _, Span};
 use uuid::Uuid;
 
 use super::claim::claim;
-use super::look::{Ids, Keys, Lookup};
+use super::look::{Ids, Lookup};
 use crate::event::put_bytes;
 use crate::telemetry::Metrics;
 use crate::warehouse::row::{COLUMNS, Row, put_uuid};
 use crate::warehouse::schema::Landing;
-use crate::warehouse::{Error, Warehouse, insert_name};
+use crate::warehouse::{Error, StoredKey, Warehouse, insert_name};
 
 /// Bytes of memory of rows that may wait or be on their way ([`Row::weight`]). Beyond, requests are told to come again.
 const QUEUE_BYTES: usize = 64 * 1_024 * 1_024;
@@ -235,7 +235,11 @@ async fn rounds(warehouse: Warehouse, metrics: Arc<Metrics>, mut waiting: mpsc::
         }
         let timer = metrics.insert_seconds.start_timer();
         match settle(&warehouse, &mut lookup, &mut round).instrument(tracing::info_span!(parent: &span, "claim")).await {
-            Ok(settled) => write(&warehouse, round, settled).instrument(span).await,
+            Ok(settled) => {
+                let block = settled.block;
+                let is_written = write(&warehouse, round, settled).instrument(span).await;
+                block.filter(|_| is_written).into_iter().for_each(|block| lookup.written(block));
+            }
             Err(error) => answer(round, |_| Err(error.clone())),
         }
         go = Instant::now() + Duration::from_secs_f64(timer.stop_and_record()).min(LINGER);
@@ -245,6 +249,8 @@ async fn rounds(warehouse: Warehouse, metrics: Arc<Metrics>, mut waiting: mpsc::
 /// What a round has to write besides new rows.
 #[derive(Default)]
 struct Settled {
+    /// The number of the INSERT of its claims, where it is known.
+    block: Option<u64>,
     /// Whether an identity comes twice among the rows.
     has_twice: bool,
     /// Stored events to write again, by namespace and type.
@@ -263,25 +269,31 @@ async fn settle(warehouse: &Warehouse, lookup: &mut Lookup, round: &mut [Waiting
             twice.insert(row.identity);
         }
     }
-    let claimed = claim(warehouse, lookup, &firsts).await?;
-    let in_round: Keys = firsts.iter().filter(|row| twice.contains(&row.identity)).map(|row| (row.identity, row.key())).collect();
-    let mut settled = Settled { has_twice: !twice.is_empty(), again: HashMap::new() };
+    let (claimed, block) = claim(warehouse, lookup, &firsts).await?;
+    let in_round: HashMap<u128, StoredKey> =
+        firsts.iter().filter(|row| twice.contains(&row.identity)).map(|row| (row.identity, row.key())).collect();
+    let mut settled = Settled { block, has_twice: !twice.is_empty(), again: HashMap::new() };
     if claimed.is_empty() && in_round.is_empty() {
         return Ok(settled);
     }
 
     let before: Vec<u128> = claimed.keys().copied().collect();
-    let stored = if before.is_empty() { HashSet::new() } else { warehouse.stored_among(&before).await? };
+    let stored = if before.is_empty() { HashMap::new() } else { warehouse.stored_among(&before).await? };
+    let written = lookup.written_among(&claimed).await?;
     let now_us = if stored.len() == before.len() { 0 } else { warehouse.now_us().await? };
     for Waiting { submission, refused, repeats, .. } in round {
         let mut at = 0;
         submission.rows.retain_mut(|row| {
             at += 1;
-            let key = claimed.get(&row.identity);
+            let key = claimed.get(&row.identity).map(|claim| &claim.key);
             let Some(of) = key.or_else(|| in_round.get(&row.identity)) else { return true };
-            let (is_stored, same_type) = (stored.contains(&row.identity), of.event_type == row.event.event_type);
+            let (is_stored, same_type) = (stored.contains_key(&row.identity), of.event_type == row.event.event_type);
+            // Its one row is that of the round that claimed it, and ClickHouse has confirmed all INSERTs of that round: no
+            // table lacks it. Had it been purged and completed since, or cancelled, its row would be another.
+            let is_everywhere = stored.get(&row.identity) == Some(&true) && written.contains(&row.identity);
             match key {
                 // What is stored stays as it is.
+                Some(_) if is_everywhere => false,
                 Some(_) if is_stored && same_type => {
                     let ids = settled.again.entry((row.namespace.to_string(), row.event.event_type.clone())).or_default();
                     ids.push(row.identity);
@@ -308,14 +320,15 @@ async fn settle(warehouse: &Warehouse, lookup: &mut Lookup, round: &mut [Waiting
             submission.rows.clear();
         }
         debug_assert!(
-            submission.rows.iter().all(|row| claimed.get(&row.identity).is_none_or(|key| row.has_key(key))),
+            submission.rows.iter().all(|row| claimed.get(&row.identity).is_none_or(|claim| row.has_key(&claim.key))),
             "one identity, one key: what is written has the key that was claimed first"
         );
     }
     Ok(settled)
 }
 
-async fn write(warehouse: &Warehouse, round: Vec<Waiting>, settled: Settled) {
+/// Whether ClickHouse has confirmed every row.
+async fn write(warehouse: &Warehouse, round: Vec<Waiting>, settled: Settled) -> bool {
     let mut kept = Vec::new();
     round.iter().flat_map(|waiting| &waiting.submission.rejects).for_each(|reject| reject.encode(&mut kept));
     let mut rows: Vec<&Row> = round.iter().flat_map(|waiting| &waiting.submission.rows).collect();
@@ -341,6 +354,7 @@ async fn write(warehouse: &Warehouse, round: Vec<Waiting>, settled: Settled) {
         }
         if submission.rejects.is_empty() { Ok(()) } else { rejects.clone() }
     });
+    landed.values().all(Result::is_ok)
 }
 
 async fn write_again(warehouse: &Warehouse, again: HashMap<(String, String), Vec<u128>>) -> Result<(), Error> {

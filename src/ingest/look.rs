@@ -9,7 +9,8 @@ use tokio::time::Instant;
 
 use super::commit::retried;
 use super::seen::Seen;
-use crate::warehouse::{Claim, Error, IdentityPart, IdentityTable, StoredKey, Warehouse};
+use super::whole::Whole;
+use crate::warehouse::{Claim, Error, IdentityPart, IdentityTable, Warehouse};
 
 /// How long reading what is new in ClickHouse may take between two rounds.
 const CATCH_UP: Duration = Duration::from_secs(30);
@@ -43,12 +44,23 @@ struct Known {
     /// None: nothing is.
     table: Option<IdentityTable>,
     seen: Seen,
+    /// Numbers of INSERTs are of this table, in this run of its server.
+    whole: Whole,
+}
+
+/// What a look at the blocks that are new found.
+#[derive(Default)]
+struct News {
+    /// Claims of one's own that others made, too.
+    contested: Vec<u128>,
+    /// The number of the INSERT of one's own claims, when they are of one.
+    block: Option<u64>,
 }
 
 /// Identities.
 pub(super) type Ids = HashSet<u128, RandomState>;
-/// Keys of claimed identities.
-pub(super) type Keys = HashMap<u128, StoredKey>;
+/// First claims of identities.
+pub(super) type Claims = HashMap<u128, Claim>;
 
 impl Lookup {
     /// Begins to read what is claimed.
@@ -59,39 +71,54 @@ impl Lookup {
 
     /// Which identities were claimed before. One that is not in the answer may have been claimed since this gateway last
     /// looked: [`after`](Self::after) tells.
-    pub(super) async fn before(&mut self, ids: impl Iterator<Item = u128>) -> Result<Keys, Error> {
+    pub(super) async fn before(&mut self, ids: impl Iterator<Item = u128>) -> Result<Claims, Error> {
         self.refresh().await;
         self.from_memory = matches!(self.memory, Memory::Known(_));
         let perhaps = |id: &u128| match &self.memory {
             Memory::Known(known) => known.seen.may_have(*id),
             _ => true,
         };
-        Ok(self.ask(ids.filter(perhaps).collect()).await?.into_iter().map(|(id, claim)| (id, claim.key)).collect())
+        self.ask(ids.filter(perhaps).collect()).await
     }
 
-    /// Looks again after `claims` were written, all of them in one INSERT: the keys of those that were claimed more than
-    /// once, by others, or by an INSERT that was sent again.
+    /// Looks again after `claims` were written, all of them in one INSERT: which of them were claimed more than once, by
+    /// others, or by an INSERT that was sent again. And the number of that INSERT, where it is known.
     ///
     /// What was claimed before was seen before; what came since is in new blocks, most often just the one of this INSERT.
-    pub(super) async fn after(&mut self, claims: &[u128]) -> Result<Keys, Error> {
-        if claims.is_empty() {
-            return Ok(Keys::new());
-        }
+    pub(super) async fn after(&mut self, claims: &[u128]) -> Result<(Claims, Option<u64>), Error> {
         if self.from_memory
             && let Memory::Known(known) = &mut self.memory
         {
             match known.catch_up(&self.warehouse, CATCH_UP, claims).await {
-                Ok(Some(contested)) => return self.contested(contested).await,
+                Ok(Some(News { contested, block })) => return Ok((self.contested(contested).await?, block)),
                 Ok(None) => self.memory = Memory::Absent(Instant::now() + AGAIN),
                 Err(why) => tracing::debug!(error = %why, "what is new in ClickHouse can't be read: identities are looked up"),
             }
         }
-        self.contested(claims.to_vec()).await
+        Ok((self.contested(claims.to_vec()).await?, None))
     }
 
-    async fn contested(&self, ids: Vec<u128>) -> Result<Keys, Error> {
-        let claims = self.ask(ids).await?.into_iter();
-        Ok(claims.filter(|(_, claim)| !claim.is_only).map(|(id, claim)| (id, claim.key)).collect())
+    async fn contested(&self, ids: Vec<u128>) -> Result<Claims, Error> {
+        Ok(self.ask(ids).await?.into_iter().filter(|(_, claim)| !claim.is_only).collect())
+    }
+
+    /// Notes that all that the claims of an INSERT were made for is written.
+    pub(super) fn written(&mut self, block: u64) {
+        if let Memory::Known(known) = &mut self.memory {
+            known.whole.insert(block);
+        }
+    }
+
+    /// Which of claims this gateway knows to have been made by a round of its own that was written whole.
+    pub(super) async fn written_among(&mut self, claims: &Claims) -> Result<Ids, Error> {
+        let Memory::Known(known) = &mut self.memory else { return Ok(Ids::default()) };
+        let ids: Ids = claims.iter().filter(|(_, claim)| known.whole.contains(claim.block)).map(|(id, _)| *id).collect();
+        // Were it another run of the server by now, its numbers could be others' that were given out again.
+        if !ids.is_empty() && known.parts(&self.warehouse).await?.is_none() {
+            self.memory = Memory::Absent(Instant::now() + AGAIN);
+            return Ok(Ids::default());
+        }
+        Ok(ids)
     }
 
     /// Keeps up with other gateways while there is nothing to do.
@@ -128,9 +155,9 @@ impl Lookup {
         }
     }
 
-    async fn ask(&self, ids: Vec<u128>) -> Result<HashMap<u128, Claim>, Error> {
+    async fn ask(&self, ids: Vec<u128>) -> Result<Claims, Error> {
         if ids.is_empty() {
-            return Ok(HashMap::new());
+            return Ok(Claims::new());
         }
         retried(&self.warehouse, || self.warehouse.claims_of(&ids)).await
     }
@@ -155,7 +182,7 @@ fn load(warehouse: &Warehouse) -> JoinHandle<Option<Known>> {
             }
             let (table, parts) = warehouse.identity_parts().await?;
             let claimed: u64 = parts.iter().map(|part| part.rows).sum();
-            let mut known = Known { table, seen: Seen::with_room_for(claimed.saturating_mul(2)) };
+            let mut known = Known { table, seen: Seen::with_room_for(claimed.saturating_mul(2)), whole: Whole::none() };
             Ok::<_, Error>(known.catch_up(&warehouse, LOAD, &[]).await?.map(|_| known))
         };
         read.await.unwrap_or_else(|why| {
@@ -168,30 +195,32 @@ fn load(warehouse: &Warehouse) -> JoinHandle<Option<Known>> {
 impl Known {
     /// Reads the blocks that are new. Some: which of `claims`, whose INSERT was confirmed, have others claimed in these,
     /// too. None: the table is another one, or its parts are merged quicker than they are read.
-    async fn catch_up(&mut self, warehouse: &Warehouse, deadline: Duration, claims: &[u128]) -> Result<Option<Vec<u128>>, Error> {
-        let mut contested = Vec::new();
+    async fn catch_up(&mut self, warehouse: &Warehouse, deadline: Duration, claims: &[u128]) -> Result<Option<News>, Error> {
+        let mut news = News::default();
         let Some(mut parts) = self.parts(warehouse).await? else { return Ok(None) };
         for _ in 0..TRIES {
             let new: Vec<_> = parts.into_iter().filter(|part| self.seen.misses(part)).collect();
             if new.is_empty() {
                 // A confirmed claim is there, in a new block: without one these are not the parts that it went to.
-                return Ok((claims.is_empty() || !contested.is_empty()).then_some(contested));
+                return Ok((claims.is_empty() || !news.contested.is_empty()).then_some(news));
             }
-            if self.is_only(&new, claims) {
+            if let Some(block) = self.only_block(&new, claims) {
+                news.block = u64::try_from(block).ok().filter(|_| news.contested.is_empty());
                 claims.iter().for_each(|id| self.seen.insert(*id));
                 new.iter().for_each(|part| self.seen.read(part));
-                return Ok(Some(contested));
+                return Ok(Some(news));
             }
             let from = new.iter().filter_map(|part| self.seen.missing(part)).map(|(first, _)| first).min().unwrap_or(0);
             let mut own: HashMap<u128, bool, RandomState> = claims.iter().map(|id| (*id, false)).collect();
-            let seen = &mut self.seen;
-            let each = |id| {
+            let (seen, mut blocks) = (&mut self.seen, HashSet::new());
+            let each = |(id, block)| {
                 seen.insert(id);
-                // Once it is this gateway's claim; twice there is another.
-                if let Some(once) = own.get_mut(&id)
-                    && std::mem::replace(once, true)
-                {
-                    contested.push(id);
+                if let Some(once) = own.get_mut(&id) {
+                    blocks.insert(block);
+                    // Once it is this gateway's claim; twice there is another.
+                    if std::mem::replace(once, true) {
+                        news.contested.push(id);
+                    }
                 }
             };
             warehouse.each_identity(&new, from, deadline, each).await?;
@@ -200,20 +229,21 @@ impl Known {
             let names: HashSet<&str> = now.iter().map(|part| part.name.as_str()).collect();
             if new.iter().all(|part| names.contains(part.name.as_str())) {
                 new.iter().for_each(|part| self.seen.read(part));
-                return Ok(Some(contested));
+                // Others' blocks have claims of ours only where they are contested.
+                news.block = blocks.iter().next().copied().filter(|_| blocks.len() == 1 && news.contested.is_empty());
+                return Ok(Some(news));
             }
             parts = now;
         }
         Ok(None)
     }
 
-    /// Whether one block is all that is new, and hence that of the INSERT of `claims`: confirmed, it must be there.
-    fn is_only(&self, new: &[IdentityPart], claims: &[u128]) -> bool {
-        let [part] = new else { return false };
+    /// The one block that is all that is new, and hence that of the INSERT of `claims`: confirmed, it must be there.
+    fn only_block(&self, new: &[IdentityPart], claims: &[u128]) -> Option<i64> {
+        let [part] = new else { return None };
         let is_whole_part = part.first_block == part.last_block;
-        !claims.is_empty()
-            && self.seen.missing(part).is_some_and(|(first, last)| first == last)
-            && (!is_whole_part || part.rows == claims.len() as u64)
+        let (first, last) = self.seen.missing(part)?;
+        (!claims.is_empty() && first == last && (!is_whole_part || part.rows == claims.len() as u64)).then_some(first)
     }
 
     /// The parts that there are. None: of another table.

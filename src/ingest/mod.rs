@@ -4,7 +4,7 @@
 //! request ─► judge ─► queue (bounded in bytes) ─► committer, a round at a time:
 //!                                                 1. look up which identities are claimed already
 //!                                                 2. claim the new ones, and see who else did   ([`claim`])
-//!                                                 3. every row takes the key of its identity
+//!                                                 3. every row takes the key of its identity; what is stored is left out
 //!                                                 4. one INSERT per landing table, retried as it is
 //! request ◄──────────────── answer ◄──────────────5. tell every request of the round
 //! ```
@@ -24,6 +24,7 @@ mod commit;
 mod judge;
 mod look;
 mod seen;
+mod whole;
 
 pub use commit::{CommitError, Committer, Reject, Submission};
 pub use judge::{Judge, Judged, countable};

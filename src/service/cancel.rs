@@ -88,8 +88,8 @@ impl<R: Registry> Service<R> {
         }
         let ids: Vec<u128> = events.iter().map(|event| identity(namespace, &event.source, &event.id)).collect();
         let stored = self.warehouse.stored_among(&ids).await?;
-        let not_found = events.iter().zip(&ids).filter(|(_, id)| !stored.contains(id)).map(|(event, _)| event.clone()).collect();
-        Ok((select::cancel_by_ids(self.warehouse.database(), namespace, &stored.into_iter().collect::<Vec<_>>()), not_found))
+        let not_found = events.iter().zip(&ids).filter(|(_, id)| !stored.contains_key(id)).map(|(event, _)| event.clone()).collect();
+        Ok((select::cancel_by_ids(self.warehouse.database(), namespace, &stored.into_keys().collect::<Vec<_>>()), not_found))
     }
 }
 

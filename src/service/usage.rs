@@ -8,6 +8,7 @@ use std::time::Duration;
 use bigdecimal::{BigDecimal, RoundingMode};
 use jiff::Timestamp;
 use tracing::Instrument as _;
+use uuid::Uuid;
 
 use super::{Service, invalid};
 use crate::api::Aggregation;
@@ -33,7 +34,7 @@ impl<R: Registry> Service<R> {
         check_names(definition, &query)?;
         let reading = self.warehouse.reading_for(table, &query).await?;
         let source = Source { database: self.warehouse.database(), namespace, table, definition, reading };
-        let statement = select::usage(&source, &query);
+        let statement = select::usage(&source, &query, Uuid::new_v4().as_u64_pair().1.cast_signed());
         let records = self.warehouse.query(&statement.sql).bind_all(statement.params).within(USAGE).rows::<UsageRecord>();
         let records = records.instrument(tracing::info_span!("SELECT", table)).await;
         let records = match records {

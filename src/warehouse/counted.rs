@@ -13,6 +13,8 @@
 //! ```
 //! A key that has a row of kind `again` has the one that counts among these: their versions are greater than all others'.
 
+use jiff::{Timestamp, civil::Time, tz::TimeZone};
+
 use super::row::{ARRIVAL_MARK, written_again_sql};
 use super::sql::identifier;
 
@@ -34,6 +36,16 @@ impl Kind {
             Self::Again => format!("NOT {} AND NOT {}", is(Self::Sent), is(Self::Copied)),
         }
     }
+}
+
+/// SQL: compares with months (`yyyymm`) as their partitions' names do, which begin with them. No row's time is read.
+pub const MONTH_OF_PARTITION: &str = "_partition_id";
+
+/// The month (`yyyymm`) that begins at this time. None: no month of a table's partitions does.
+pub fn begins_month(time: Timestamp) -> Option<String> {
+    let date = time.to_zoned(TimeZone::UTC);
+    let is_begin = date.day() == 1 && date.datetime().time() == Time::midnight();
+    (is_begin && (1..=9999).contains(&date.year())).then(|| date.strftime("%Y%m").to_string())
 }
 
 /// SQL: whether a partition of the months (`yyyymm`) between `{from:UInt32}` and `{to:UInt32}` has rows of kind `again`.
@@ -73,12 +85,12 @@ pub enum Reading {
 /// key share, and `others`.
 pub fn counted(database: &str, table: &str, reading: Reading, keys: &[String], others: &[String]) -> String {
     let table = format!("{}.{}", identifier(database), identifier(table));
-    let all = |first: &[String]| {
-        let conditions = [first, keys, others].concat();
-        if conditions.is_empty() { String::new() } else { format!(" WHERE {}", conditions.join(" AND ")) }
-    };
+    let all = |first: &[String]| format!(" WHERE {}", [first, keys, others].concat().join(" AND "));
     if reading == Reading::Final {
-        return format!("{table} FINAL{}", all(&[]));
+        // Before the merge, for all rows of a key meet them or none; by itself ClickHouse merges first.
+        let prewhere = if keys.is_empty() { String::new() } else { format!(" PREWHERE {}", keys.join(" AND ")) };
+        let others = if others.is_empty() { String::new() } else { format!(" WHERE {}", others.join(" AND ")) };
+        return format!("{table} FINAL{prewhere}{others}");
     }
     let again = [&[Kind::Again.condition()], keys].concat().join(" AND ");
     let not_again = format!("id NOT IN (SELECT id FROM {table} WHERE {again})");
@@ -98,11 +110,22 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_month_begins_at_its_first_instant_in_utc() {
+        let month = |time: &str| begins_month(time.parse().expect("a time"));
+        assert_eq!(month("2026-03-01T00:00:00Z").as_deref(), Some("202603"));
+        assert_eq!(month("2026-03-01T01:00:00+01:00").as_deref(), Some("202603"));
+        assert_eq!(month("0001-01-01T00:00:00Z").as_deref(), Some("000101"));
+        for time in ["2026-03-01T00:00:00.000000001Z", "2026-03-02T00:00:00Z", "2026-03-01T00:00:00+01:00", "-000001-01-01T00:00:00Z"] {
+            assert_eq!(month(time), None, "{time}");
+        }
+    }
+
+    #[test]
     fn what_was_written_again_decides_about_its_keys_whatever_else_a_question_asks() {
         let keys = ["subject = 's'".to_owned()];
         let others = ["value IS NOT NULL".to_owned()];
         let all = counted("d", "t", Reading::Final, &keys, &others);
-        assert_eq!(all, "`d`.`t` FINAL WHERE subject = 's' AND value IS NOT NULL");
+        assert_eq!(all, "`d`.`t` FINAL PREWHERE subject = 's' WHERE value IS NOT NULL");
         let from = counted("d", "t", Reading::ByKind, &keys, &others);
         let (again, by_month) = (
             "NOT endsWith(_partition_id, '-0') AND NOT endsWith(_partition_id, '-2')",

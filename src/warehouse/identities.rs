@@ -1,13 +1,13 @@
 //! Which key each identity has.
 
+use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use clickhouse::Row;
 use serde::Deserialize;
 
-use super::row::{COLUMNS, written_again_sql};
+use super::row::{ARRIVAL_MARK, COLUMNS, written_again_sql};
 use super::schema::Landing;
 use super::select::is_one_of;
 use super::{Error, Query, Warehouse, insert_name};
@@ -30,6 +30,8 @@ pub struct Claim {
     pub key: StoredKey,
     /// Whether there is no other.
     pub is_only: bool,
+    /// Number of its INSERT.
+    pub block: u64,
 }
 
 #[derive(Row, Deserialize)]
@@ -99,19 +101,19 @@ impl Warehouse {
         self.query(&sql).bind("id", id).bind("type", event_type).one::<bool>().await
     }
 
-    /// Which of identities have an event that is stored, and not only claimed.
+    /// Which of identities have an event that is stored, and not only claimed; and whether only by its first sending.
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn stored_among(&self, ids: &[u128]) -> Result<HashSet<u128>, Error> {
+    pub async fn stored_among(&self, ids: &[u128]) -> Result<HashMap<u128, bool>, Error> {
         let (is_one_of, params) = is_one_of(ids);
         let sql = format!(
-            "SELECT DISTINCT id FROM {} WHERE (namespace, type, subject, time, id) IN \
-             (SELECT namespace, type, subject, time, id FROM {} WHERE {is_one_of})",
+            "SELECT id, max(version) < {ARRIVAL_MARK} FROM {} WHERE (namespace, type, subject, time, id) IN \
+             (SELECT namespace, type, subject, time, id FROM {} WHERE {is_one_of}) GROUP BY id",
             self.table("events"),
             self.table("identities")
         );
-        Ok(self.query(&sql).bind_all(params).rows::<u128>().await?.into_iter().collect())
+        Ok(self.query(&sql).bind_all(params).rows::<(u128, bool)>().await?.into_iter().collect())
     }
 
     /// Writes stored events of one type again, as they are, through their landing table: to the tables that may lack them
@@ -166,7 +168,7 @@ impl Warehouse {
         Ok((table, found.into_iter().map(part).collect()))
     }
 
-    /// Reads the identities in parts from a block on. Parts that are gone by now are left out.
+    /// Reads the identities in parts from a block on, and the block of each. Parts that are gone by now are left out.
     ///
     /// # Errors
     /// See [`Error`].
@@ -175,11 +177,11 @@ impl Warehouse {
         parts: &[IdentityPart],
         from_block: i64,
         deadline: Duration,
-        each: impl FnMut(u128),
+        each: impl FnMut((u128, u64)),
     ) -> Result<(), Error> {
         let names: Vec<&str> = parts.iter().map(|part| part.name.as_str()).collect();
         let sql = format!(
-            "SELECT id FROM {} WHERE _part IN {{parts:Array(String)}} AND _block_number >= {{from:UInt64}}",
+            "SELECT id, _block_number FROM {} WHERE _part IN {{parts:Array(String)}} AND _block_number >= {{from:UInt64}}",
             self.table("identities")
         );
         let query: Query<'_> = self.query(&sql).bind("parts", names).bind("from", from_block.max(0).unsigned_abs());
@@ -197,21 +199,21 @@ impl Warehouse {
             "SELECT id, type AS event_type, subject, toUnixTimestamp64Milli(time) AS time_ms, _block_number AS block FROM {} WHERE {is_one_of}",
             self.table("identities")
         );
-        let mut first: HashMap<u128, (u64, Claim)> = HashMap::new();
+        let mut first: HashMap<u128, Claim> = HashMap::new();
         for Claimed { id, event_type, subject, time_ms, block } in self.query(&sql).bind_all(params).rows::<Claimed>().await? {
             let key = StoredKey { time_ms, subject, event_type };
             match first.entry(id) {
                 // Two of one block there are only in a table that was copied: which is taken is all the same, if always.
                 Entry::Occupied(mut known) => {
-                    let (first, claim) = known.get_mut();
+                    let claim = known.get_mut();
                     claim.is_only = false;
-                    if (block, &key) < (*first, &claim.key) {
-                        (*first, claim.key) = (block, key);
+                    if (block, &key) < (claim.block, &claim.key) {
+                        (claim.block, claim.key) = (block, key);
                     }
                 }
-                Entry::Vacant(none) => drop(none.insert((block, Claim { key, is_only: true }))),
+                Entry::Vacant(none) => drop(none.insert(Claim { key, is_only: true, block })),
             }
         }
-        Ok(first.into_iter().map(|(id, (_, claim))| (id, claim)).collect())
+        Ok(first)
     }
 }

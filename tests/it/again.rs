@@ -12,6 +12,7 @@ use kubemeter::warehouse::row::{AGAIN, ARRIVAL_MARK, written_again};
 use serde_json::{Value, json};
 
 use crate::lab::{Lab, event, spec, total};
+use crate::support::eventually;
 
 const TIME: &str = "2026-03-04T05:06:07Z";
 
@@ -63,12 +64,51 @@ async fn a_question_sees_each_event_once_while_it_is_written_again() {
             asked
         })
     });
+    // One that can't know that all of them are everywhere.
+    let gateway = lab.another_gateway();
     for number in 0..BATCHES {
-        lab.post(&batch(number)).await.unwrap();
+        Lab::post_to(&gateway, &batch(number)).await.unwrap();
     }
     done.store(true, Ordering::SeqCst);
     for asked in asking {
         assert!(asked.await.unwrap() > 10, "too few questions to show anything");
+    }
+    assert_read_as_final(&lab).await;
+}
+
+/// What a gateway was told is in all tables need not be written again, but anything else.
+#[tokio::test]
+async fn what_its_gateway_wrote_whole_is_not_written_again() {
+    let lab = Lab::new();
+    if *lab.warehouse.topology() != Topology::Single {
+        return;
+    }
+    let meter = lab.meter("sum", spec("t", Aggregation::Sum, Some("$.v"), &[])).await;
+    let table = lab.warehouse.table(&meter.status.unwrap().active.unwrap().table);
+    let rows = async || lab.warehouse.query(&format!("SELECT count() FROM {table}")).one::<u64>().await.unwrap();
+    let mut batches = 0;
+    eventually("the gateway has read what is claimed, and remembers its rounds", async || {
+        lab.post(&batch(batches)).await.unwrap();
+        batches += 1;
+        let before = rows().await;
+        lab.post(&batch(batches - 1)).await.unwrap();
+        (rows().await == before).then_some(())
+    })
+    .await;
+    let known = batches - 1;
+    let before = rows().await;
+    Lab::post_to(&lab.another_gateway(), &batch(known)).await.unwrap();
+    assert_eq!(rows().await, before + 100, "another gateway can't know");
+    lab.post(&batch(known)).await.unwrap();
+    assert_eq!(rows().await, before + 200, "the row in `events` is no first sending any more");
+
+    for broken in [&lab.warehouse.table("events"), &table] {
+        lab.warehouse.run_ddl(&format!("ALTER TABLE {broken} ADD CONSTRAINT broken CHECK subject != 's'")).await.unwrap();
+        lab.post(&batch(batches)).await.unwrap_err();
+        lab.warehouse.run_ddl(&format!("ALTER TABLE {broken} DROP CONSTRAINT broken")).await.unwrap();
+        lab.post(&batch(batches)).await.unwrap();
+        batches += 1;
+        assert_eq!(lab.number("sum").await, (batches * 100).to_string(), "{broken} was broken in the first try");
     }
     assert_read_as_final(&lab).await;
 }
