@@ -122,8 +122,6 @@ struct Sizes {
     alone: Duration,
     /// Stored events of the part `large`.
     large: u64,
-    /// How long it waits for ClickHouse to merge months that nothing is written to: it does so after ten minutes.
-    settle: Duration,
 }
 
 const FULL: Sizes = Sizes {
@@ -141,7 +139,6 @@ const FULL: Sizes = Sizes {
     backfill: 10_000_000,
     alone: Duration::from_secs(20),
     large: 100_000_000,
-    settle: Duration::from_secs(1_800),
 };
 
 const QUICK: Sizes = Sizes {
@@ -159,7 +156,6 @@ const QUICK: Sizes = Sizes {
     backfill: 500_000,
     alone: Duration::from_secs(3),
     large: 500_000,
-    settle: Duration::ZERO,
 };
 
 // One thread: the load must leave the machine to what is measured.

@@ -82,6 +82,22 @@ impl Pass {
         }
     }
 
+    /// The same event as CloudEvents JSON.
+    pub fn json(&self, number: u64) -> Result<String> {
+        let event = self.event(number);
+        Ok(format!(
+            r#"{{"specversion":"1.0","type":"{TYPE}","source":"{SOURCE}","id":"{}","time":"{:.3}","subject":"{}","data":{{"duration_ms":{}.{:03},"method":"{}","path":"{}","status":200,"region":"{}"}}}}"#,
+            id(number),
+            Timestamp::from_millisecond(i64::try_from(event.time_ms)?)?,
+            customer(event.subject),
+            event.value / 1_000,
+            event.value % 1_000,
+            METHODS[event.method],
+            PATHS[event.path],
+            REGIONS[0],
+        ))
+    }
+
     /// A SELECT of some of the events as a landing table has them.
     pub fn rows(&self, numbers: &Range<u64>) -> String {
         // The identity as the gateway computes it: the same event over HTTP is a duplicate, which is checked.
