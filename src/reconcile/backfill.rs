@@ -82,7 +82,7 @@ impl Job {
             report.send_replace(BackfillProgress { table: self.table.clone(), months_done, months_total });
             if *month > self.after {
                 let copy = self.warehouse.query(&self.copy).bind("month", *month).bind("block", before.block);
-                copy.bind("started", before.started_s).within(MONTH).named(BACKFILL).run().await?;
+                copy.bind("started", before.started_s).within(MONTH).named(BACKFILL).in_background().run().await?;
                 self.note(TableState::Filling(*month)).await?;
             }
         }

@@ -19,6 +19,7 @@ use crate::metering::{Error, Usage, UsageQuery, UsageRow};
 use crate::registry::Registry;
 use crate::warehouse::{
     self,
+    counted::Reading,
     select::{self, Source, UsageRecord},
 };
 
@@ -32,11 +33,16 @@ impl<R: Registry> Service<R> {
         let meter = self.known_meter(namespace, meter_id)?;
         let (table, definition) = active(&meter)?;
         check_names(definition, &query)?;
-        let reading = self.warehouse.reading_for(table, &query).await?;
-        let source = Source { database: self.warehouse.database(), namespace, table, definition, reading };
-        let statement = select::usage(&source, &query, Uuid::new_v4().as_u64_pair().1.cast_signed());
-        let records = self.warehouse.query(&statement.sql).bind_all(statement.params).within(USAGE).rows::<UsageRecord>();
-        let records = records.instrument(tracing::info_span!("SELECT", table)).await;
+        let mut source = Source { database: self.warehouse.database(), namespace, table, definition, reading: Reading::ByKind };
+        source.reading = self.warehouse.reading_for(table, &query).await?;
+        let records = match self.records(&source, &query).await {
+            // Something was written again since then. What ClickHouse refuses for another reason it refuses in this way, too.
+            Err(warehouse::Error::Refused(_)) if source.reading == Reading::FirstsAlone => {
+                source.reading = Reading::ByKind;
+                self.records(&source, &query).await
+            }
+            records => records,
+        };
         let records = match records {
             Err(warehouse::Error::Refused(_)) if query.window_size.is_some() && !self.warehouse.has_zone(&query.time_zone).await? => {
                 let zone = query.time_zone.iana_name().unwrap_or_default();
@@ -63,6 +69,12 @@ impl<R: Registry> Service<R> {
             window_time_zone: query.time_zone.iana_name().unwrap_or("UTC").to_owned(),
             data,
         })
+    }
+
+    async fn records(&self, source: &Source<'_>, query: &UsageQuery) -> Result<Vec<UsageRecord>, warehouse::Error> {
+        let statement = select::usage(source, query, Uuid::new_v4().as_u64_pair().1.cast_signed());
+        let records = self.warehouse.query(&statement.sql).bind_all(statement.params).within(USAGE).rows();
+        records.instrument(tracing::info_span!("SELECT", table = source.table)).await
     }
 
     pub(super) fn known_meter(&self, namespace: &str, meter_id: &str) -> Result<Arc<KnownMeter>, Error> {

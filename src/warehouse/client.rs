@@ -100,6 +100,9 @@ fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
 /// an eighth of its CPU, and takes longer than it saves.
 const SMALL_INSERT: usize = 64 * 1_024;
 
+/// Linux's nice value of statements in the background: beside one of 0 they get a tenth of a processor.
+const NICE: &str = "10";
+
 /// A statement with its bound values, deadline and name.
 pub struct Query<'a> {
     warehouse: &'a Warehouse,
@@ -132,6 +135,14 @@ impl Query<'_> {
     #[must_use]
     pub fn named(mut self, prefix: &str) -> Self {
         self.inner = self.inner.with_setting("query_id", format!("{prefix}-{}", uuid::Uuid::new_v4()));
+        self
+    }
+
+    /// Leaves the processors to others that want them. A ClickHouse without the right to set priorities (`CAP_SYS_NICE`) does
+    /// as if nothing had been said.
+    #[must_use]
+    pub fn in_background(mut self) -> Self {
+        self.inner = self.inner.with_setting("os_thread_priority", NICE);
         self
     }
 

@@ -48,10 +48,28 @@ pub fn begins_month(time: Timestamp) -> Option<String> {
     (is_begin && (1..=9999).contains(&date.year())).then(|| date.strftime("%Y%m").to_string())
 }
 
-/// SQL: whether a partition of the months (`yyyymm`) between `{from:UInt32}` and `{to:UInt32}` has rows of kind `again`.
-pub fn is_again_between() -> String {
-    let kind = Kind::Again.condition().replace("_partition_id", "partition_id");
-    format!("toUInt32OrZero(substring(partition_id, 1, 6)) BETWEEN {{from:UInt32}} AND {{to:UInt32}} AND {kind}")
+/// SQL: whether the partition that `column` names is of the months (`yyyymm`) between `{from:UInt32}` and `{to:UInt32}`.
+fn is_between(column: &str) -> String {
+    format!("toUInt32OrZero(substring({column}, 1, 6)) BETWEEN {{from:UInt32}} AND {{to:UInt32}}")
+}
+
+/// Rows of `{table:String}` in `{database:String}`, of the months (`yyyymm`) between `{from:UInt32}` and `{to:UInt32}`: those of kind
+/// `again`, and all.
+pub fn count_rows() -> String {
+    format!(
+        "SELECT toUInt64(sumIf(rows, {})), toUInt64(sum(rows)) FROM system.parts \
+         WHERE database = {{database:String}} AND table = {{table:String}} AND active AND {}",
+        Kind::Again.condition().replace("_partition_id", "partition_id"),
+        is_between("partition_id")
+    )
+}
+
+/// About how many rows of these months the subjects have that have rows of kind `again` there: by the index, nothing is read of the others.
+pub fn estimate_by_subject(database: &str, table: &str) -> String {
+    let table = format!("{}.{}", identifier(database), identifier(table));
+    let month = is_between("_partition_id");
+    let subjects = again(&table, "subject", std::slice::from_ref(&month));
+    format!("SELECT toUInt64(sum(rows)) FROM (EXPLAIN ESTIMATE SELECT id FROM {table} WHERE {month} AND subject IN {subjects})")
 }
 
 /// A meter table's partition key.
@@ -71,7 +89,8 @@ pub fn copied_version(block: &str) -> String {
     format!("if({block} > if({is_same}, {{block:UInt64}}, 0), {}, version)", written_again_sql())
 }
 
-/// How the rows that count are found. Both find the same.
+/// How the rows that count are found. All find the same, for all that a statement reads it sees at one moment
+/// (`enable_shared_storage_snapshot_in_query`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reading {
     /// `FINAL` over all. Quicker where there is little to merge, and right where a question can't see all kinds at one
@@ -79,30 +98,64 @@ pub enum Reading {
     Final,
     /// Each [`Kind`] as it needs. Takes memory for each key that was written again, in the months that are asked for.
     ByKind,
+    /// First sendings alone, no key of which is looked at. Where a key was written again ClickHouse **refuses** the question, in
+    /// the moment that it reads: then it is to be asked [`Self::ByKind`].
+    FirstsAlone,
+    /// For what is added up by subject ([`counted_by_subject`]): of subjects none of whose keys was written again first sendings
+    /// alone, of the others, a small part, [`Self::ByKind`]. Rows of one key have one subject.
+    BySubject,
 }
+
+/// Rows of one key and kind are of one month.
+const BY_MONTH: &str = "SETTINGS do_not_merge_across_partitions_select_final = 1";
 
 /// A FROM that has each row of a Meter's table that counts, once: those that meet `keys`, conditions on what all rows of a
 /// key share, and `others`.
 pub fn counted(database: &str, table: &str, reading: Reading, keys: &[String], others: &[String]) -> String {
     let table = format!("{}.{}", identifier(database), identifier(table));
-    let all = |first: &[String]| format!(" WHERE {}", [first, keys, others].concat().join(" AND "));
-    if reading == Reading::Final {
-        // Before the merge, for all rows of a key meet them or none; by itself ClickHouse merges first.
-        let prewhere = if keys.is_empty() { String::new() } else { format!(" PREWHERE {}", keys.join(" AND ")) };
-        let others = if others.is_empty() { String::new() } else { format!(" WHERE {}", others.join(" AND ")) };
-        return format!("{table} FINAL{prewhere}{others}");
+    match reading {
+        Reading::Final => {
+            // Before the merge, for all rows of a key meet them or none; by itself ClickHouse merges first.
+            let prewhere = if keys.is_empty() { String::new() } else { format!(" PREWHERE {}", keys.join(" AND ")) };
+            let others = if others.is_empty() { String::new() } else { format!(" WHERE {}", others.join(" AND ")) };
+            format!("{table} FINAL{prewhere}{others}")
+        }
+        Reading::ByKind | Reading::BySubject => {
+            let not_again = format!("id NOT IN {}", again(&table, "id", keys));
+            let firsts = firsts(&table, &[&[not_again], keys, others].concat());
+            let all = [&[Kind::Again.condition()], keys, others].concat().join(" AND ");
+            format!("({firsts} UNION ALL SELECT * FROM {table} FINAL WHERE {all} {BY_MONTH})")
+        }
+        Reading::FirstsAlone => {
+            let refused = [&[Kind::Again.condition()], keys].concat().join(" AND ");
+            let firsts = firsts(&table, &[keys, others].concat());
+            format!(
+                "({firsts} UNION ALL SELECT * FROM {table} WHERE {refused} AND NOT throwIf(version > 0, 'there are rows written again'))"
+            )
+        }
     }
-    let again = [&[Kind::Again.condition()], keys].concat().join(" AND ");
-    let not_again = format!("id NOT IN (SELECT id FROM {table} WHERE {again})");
-    let sent = all(&[Kind::Sent.condition(), not_again.clone()]);
-    let copied = all(&[Kind::Copied.condition(), not_again]);
-    let again = all(&[Kind::Again.condition()]);
-    // Rows of one key and kind are of one month.
-    let by_month = "SETTINGS do_not_merge_across_partitions_select_final = 1";
-    // All of it sees the table at one moment: `enable_shared_storage_snapshot_in_query`.
-    format!(
-        "(SELECT * FROM {table}{sent} UNION ALL SELECT * FROM {table} FINAL{copied} {by_month} UNION ALL SELECT * FROM {table} FINAL{again} {by_month})"
-    )
+}
+
+/// For [`Reading::BySubject`]: a FROM of first sendings, of which those of subjects in a list don't count, the list, and a FROM
+/// that has what counts of these subjects.
+pub fn counted_by_subject(database: &str, table: &str, keys: &[String], others: &[String]) -> (String, String, String) {
+    let name = format!("{}.{}", identifier(database), identifier(table));
+    let subjects = again(&name, "subject", keys);
+    let firsts = format!("({})", firsts(&name, &[keys, others].concat()));
+    let keys = [keys, &[format!("subject IN {subjects}")]].concat();
+    (firsts, subjects, counted(database, table, Reading::ByKind, &keys, others))
+}
+
+/// What a column has in rows of kind `again`.
+fn again(table: &str, column: &str, keys: &[String]) -> String {
+    format!("(SELECT {column} FROM {table} WHERE {})", [&[Kind::Again.condition()], keys].concat().join(" AND "))
+}
+
+/// First sendings that meet conditions.
+fn firsts(table: &str, conditions: &[String]) -> String {
+    let all = |kind: Kind| [&[kind.condition()], conditions].concat().join(" AND ");
+    let (sent, copied) = (all(Kind::Sent), all(Kind::Copied));
+    format!("SELECT * FROM {table} WHERE {sent} UNION ALL SELECT * FROM {table} FINAL WHERE {copied} {BY_MONTH}")
 }
 
 #[cfg(test)]

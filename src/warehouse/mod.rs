@@ -7,6 +7,7 @@ mod client;
 pub mod counted;
 mod identities;
 mod listings;
+mod reading;
 mod replicas;
 pub mod row;
 pub mod schema;

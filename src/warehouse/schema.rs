@@ -72,6 +72,9 @@ const MERGED_SELDOM: &str = "merge_selector_base = 100";
 /// the default, and no more parts stay, ten of them.
 const MERGED_LESS: &str = "merge_selector_base = 12";
 
+/// A question about one subject reads a granule or two of each part for it: these are a quarter of the default's 8,192 rows.
+const SMALL_GRANULES: &str = "index_granularity = 2048";
+
 /// A month that nothing was written to for ten minutes is merged to one part: `FINAL` then has nothing to do (measured at
 /// 20 million rows: 0.17 s where many parts take 4.4 s). Exactness never depends on it.
 const MERGED_WHEN_QUIET: &str = "min_age_to_force_merge_seconds = 600, min_age_to_force_merge_on_partition_only = 1";
@@ -317,7 +320,7 @@ impl Layout {
         let ttl = self.retention_days.map(ttl).map(|ttl| format!(" TTL {ttl}")).unwrap_or_default();
         let definition = format!(
             "({columns}) ENGINE = ReplacingMergeTree(version, is_deleted) PARTITION BY {} \
-             ORDER BY (subject, time, id){ttl} SETTINGS {DURABLE}, {MERGED_WHEN_QUIET}, {MERGED_LESS}",
+             ORDER BY (subject, time, id){ttl} SETTINGS {SMALL_GRANULES}, {DURABLE}, {MERGED_WHEN_QUIET}, {MERGED_LESS}",
             partition_key()
         );
         Ok(topology.create(database, table, &definition, ShardBy::Subject, Some(&serde_json::to_string(note)?)))

@@ -3,7 +3,7 @@
 
 use serde::Serialize;
 
-use super::counted::{MONTH_OF_PARTITION, Reading, begins_month, counted};
+use super::counted::{MONTH_OF_PARTITION, Reading, begins_month, counted, counted_by_subject};
 use super::identities::CHUNK;
 use super::sql::identifier;
 use crate::limits;
@@ -91,10 +91,10 @@ pub struct Source<'a> {
     pub reading: Reading,
 }
 
-/// A FROM of the rows that a question is about, and its values: what usage counts and what a cancellation by filter hits is
-/// the same.
-fn rows(source: &Source<'_>, query: &UsageQuery, params: &mut Vec<Param>) -> String {
-    let Source { database, namespace, table, definition, reading } = *source;
+/// Conditions on the rows that a question is about, and their values: those on what all rows of a key share, and others. What
+/// usage counts and what a cancellation by filter hits is the same.
+fn conditions(source: &Source<'_>, query: &UsageQuery, params: &mut Vec<Param>) -> (Vec<String>, Vec<String>) {
+    let Source { database, namespace, definition, reading, .. } = *source;
     let (mut keys, mut others) = (Vec::new(), Vec::new());
     let mut bind = |name: &str, value| params.push(Param { name: name.to_owned(), value });
     bind("namespace", Value::Text(namespace.to_owned()));
@@ -105,7 +105,7 @@ fn rows(source: &Source<'_>, query: &UsageQuery, params: &mut Vec<Param>) -> Str
     for (name, comparison, time) in [("from", ">=", query.from), ("to", "<", query.to)] {
         let Some(time) = time else { continue };
         if let Some(month) = begins_month(time)
-            && reading == Reading::ByKind
+            && reading != Reading::Final
         {
             bind(name, Value::Text(month));
             keys.push(format!("{MONTH_OF_PARTITION} {comparison} {{{name}:String}}"));
@@ -130,7 +130,7 @@ fn rows(source: &Source<'_>, query: &UsageQuery, params: &mut Vec<Param>) -> Str
         // Stored, but its value is none: it is in no number.
         others.push("value IS NOT NULL".to_owned());
     }
-    counted(database, table, reading, &keys, &others)
+    (keys, others)
 }
 
 /// Start of the year 1, in ms: no event is earlier, and a time before it that is sent on to a shard as text is none there.
@@ -216,9 +216,9 @@ fn texts(values: &[String]) -> String {
 /// Grouped by customer, subjects are aggregated to states first, then mapped: the map meets few rows, not every event.
 /// `hash_key` is drawn by chance for each question: see [`group_hash`].
 pub fn usage(source: &Source<'_>, query: &UsageQuery, hash_key: i64) -> Statement {
-    let Source { database, definition, .. } = *source;
+    let Source { database, table, definition, reading, .. } = *source;
     let mut params = Vec::new();
-    let source = rows(source, query, &mut params);
+    let (rows_keys, others) = conditions(source, query, &mut params);
     if query.window_size.is_some_and(|size| size != WindowSize::Minute) {
         let zone = query.time_zone.iana_name().unwrap_or("UTC").to_owned();
         params.push(Param { name: "zone".to_owned(), value: Value::Text(zone) });
@@ -244,20 +244,31 @@ pub fn usage(source: &Source<'_>, query: &UsageQuery, hash_key: i64) -> Statemen
     let sql = if by_customer {
         let subject = if by_subject { "u.subject" } else { "''" };
         let by = if by_subject { ", u.subject" } else { "" };
+        let states = |from: &str| {
+            format!(
+                "SELECT {start} AS window_start, subject, {groups} AS groups, {state} AS state, count() AS events FROM {from} \
+                 GROUP BY window_start, subject{keys}",
+                groups = texts(&groups),
+                state = aggregate(&definition.measure, "State"),
+            )
+        };
+        let by_subjects = if reading == Reading::BySubject {
+            let (firsts, again, rest) = counted_by_subject(database, table, &rows_keys, &others);
+            // Asked of each sum: by itself ClickHouse would ask it of each row, which takes longer than the sums.
+            format!("{} HAVING if(events = 0, '', subject) NOT IN {again} UNION ALL {}", states(&firsts), states(&rest))
+        } else {
+            states(&counted(database, table, reading, &rows_keys, &others))
+        };
         format!(
             "SELECT window_start, {end} AS window_end, if(m.owner = '', u.subject, m.owner) AS customer, {subject} AS subject, \
-             u.groups AS groups, toString({merge}) AS value, sum(u.events) AS events FROM \
-             (SELECT {start} AS window_start, subject, {groups} AS groups, {state} AS state, count() AS events FROM {source} \
-             GROUP BY window_start, subject{keys}) AS u \
-             LEFT JOIN {map} AS m ON m.subject = u.subject \
+             u.groups AS groups, toString({merge}) AS value, sum(u.events) AS events FROM ({by_subjects}) AS u LEFT JOIN {map} AS m ON m.subject = u.subject \
              GROUP BY window_start, customer{by}, groups ORDER BY window_start, customer{by}, groups",
-            groups = texts(&groups),
             merge = merge(&definition.measure),
-            state = aggregate(&definition.measure, "State"),
             map = customers_of_subjects(database),
         )
     } else {
         let (subject, by) = if by_subject { ("subject", ", subject") } else { ("''", "") };
+        let source = counted(database, table, reading, &rows_keys, &others);
         format!(
             "SELECT {start} AS window_start, {end} AS window_end, '' AS customer, {subject} AS subject, {groups} AS groups, \
              toString({aggregate}) AS value, count() AS events FROM {source} GROUP BY window_start{by}{keys} ORDER BY window_start{by}, groups",
@@ -272,7 +283,8 @@ pub fn usage(source: &Source<'_>, query: &UsageQuery, hash_key: i64) -> Statemen
 /// Keys (subject, time, id) of the events that a question's number is made of.
 pub fn counted_keys(source: &Source<'_>, query: &UsageQuery) -> Statement {
     let mut params = Vec::new();
-    let rows = rows(source, query, &mut params);
+    let (keys, others) = conditions(source, query, &mut params);
+    let rows = counted(source.database, source.table, source.reading, &keys, &others);
     Statement { sql: format!("SELECT subject, time, id FROM {rows}"), params }
 }
 

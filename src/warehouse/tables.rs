@@ -3,25 +3,19 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use jiff::tz::TimeZone;
 use uuid::Uuid;
 
 use super::client::PARAM_BYTES;
 use super::topology::{LOCAL, Topology};
 use super::{Error, Warehouse, schema};
 use crate::limits;
-use crate::metering::UsageQuery;
-use crate::warehouse::counted::{Reading, counted, is_again_between};
+use crate::warehouse::counted::counted;
 use crate::warehouse::schema::{StoredBefore, TableNote};
 use crate::warehouse::select::subjects_of_customers;
 use crate::warehouse::sql::identifier;
 
 /// The oldest ClickHouse: since then a statement's subqueries share one snapshot of a table by default.
 const OLDEST: (u32, u32) = (25, 12);
-
-/// Most rows of kind `again` whose keys a question keeps in memory, some 100 bytes each; with more it reads `FINAL`, which takes
-/// longer and no memory.
-const MOST_AGAIN: u64 = 2_000_000;
 
 /// Longest that INSERTs which began before a view may still run: their own deadline, and some.
 const INSERTS_END: Duration = Duration::from_secs(60);
@@ -195,46 +189,9 @@ impl Warehouse {
     /// See [`Error`].
     pub async fn count_events(&self, table: &str, has_value: bool) -> Result<(i64, i64), Error> {
         let uncounted = if has_value { "countIf(value IS NULL)" } else { "0" };
-        let reading = self.reading(table, None, None).await?;
+        let reading = self.reading_of_all(table).await?;
         let from = counted(self.database(), table, reading, &[], &[]);
         self.query(&format!("SELECT toInt64(count()), toInt64({uncounted}) FROM {from}")).within(COUNT).one().await
-    }
-
-    /// How a question reads a Meter's table: see [`MOST_AGAIN`].
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub async fn reading_for(&self, table: &str, query: &UsageQuery) -> Result<Reading, Error> {
-        if query.subjects.is_empty() && query.customers.is_empty() {
-            return self.reading(table, query.from, query.to).await;
-        }
-        // Few rows: one reading is planned sooner than five.
-        Ok(Reading::Final)
-    }
-
-    async fn reading(&self, table: &str, from: Option<Timestamp>, to: Option<Timestamp>) -> Result<Reading, Error> {
-        if *self.topology() != Topology::Single {
-            return Ok(Reading::Final);
-        }
-        let again = self.rows_again(table, from, to).await?;
-        Ok(if again > MOST_AGAIN { Reading::Final } else { Reading::ByKind })
-    }
-
-    /// Rows of a Meter's table, in the months of a time, that may not be the only ones of their key.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub async fn rows_again(&self, table: &str, from: Option<Timestamp>, to: Option<Timestamp>) -> Result<u64, Error> {
-        let month = |time: Timestamp| {
-            let date = time.to_zoned(TimeZone::UTC);
-            u32::from(date.year().max(0).unsigned_abs()) * 100 + u32::from(date.month().unsigned_abs())
-        };
-        let sql = format!(
-            "SELECT toUInt64(sum(rows)) FROM system.parts WHERE database = {{database:String}} AND table = {{table:String}} AND active AND {}",
-            is_again_between()
-        );
-        let query = self.query(&sql).bind("database", self.database()).bind("table", table);
-        query.bind("from", from.map_or(0, month)).bind("to", to.map_or(u32::MAX, month)).one().await
     }
 
     /// What `events` has now. None: on a cluster, whose shards number apart, or its rows don't keep their numbers.

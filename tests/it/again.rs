@@ -5,13 +5,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use jiff::{SignedDuration, Timestamp};
 use kubemeter::api::{Aggregation, MeterSpec};
-use kubemeter::metering::UsageQuery;
+use kubemeter::meter::Definition;
+use kubemeter::metering::{UsageQuery, WindowSize};
 use kubemeter::warehouse::Topology;
 use kubemeter::warehouse::counted::{Reading, counted};
 use kubemeter::warehouse::row::{AGAIN, ARRIVAL_MARK, written_again};
+use kubemeter::warehouse::select::{self, Source, UsageRecord};
 use serde_json::{Value, json};
 
-use crate::lab::{Lab, event, spec, total};
+use crate::lab::{Lab, NAMESPACE, event, spec, total};
 use crate::support::eventually;
 
 const TIME: &str = "2026-03-04T05:06:07Z";
@@ -29,13 +31,13 @@ pub async fn assert_read_as_final(lab: &Lab) {
         let twice =
             format!("SELECT count() FROM (SELECT id FROM {name} WHERE endsWith(_partition_id, '-0') GROUP BY id HAVING count() > 1)");
         assert_eq!(lab.warehouse.query(&twice).one::<u64>().await.unwrap(), 0, "{table}: a key has two first rows");
-        let counted = counted(lab.warehouse.database(), &table, Reading::ByKind, &[], &[]);
+        let by_kind = counted(lab.warehouse.database(), &table, Reading::ByKind, &[], &[]);
         let of = async |from: &str| {
             let sql =
                 format!("SELECT count(), groupBitXor(cityHash64(toString(tuple(*)))) FROM (SELECT * EXCEPT(version, copied) FROM {from})");
             lab.warehouse.query(&sql).one::<(u64, u64)>().await.unwrap()
         };
-        assert_eq!(of(&counted).await, of(&format!("{name} FINAL")).await, "{table}: what is read is not what counts");
+        assert_eq!(of(&by_kind).await, of(&format!("{name} FINAL")).await, "{table}: what is read is not what counts");
     }
 }
 
@@ -172,11 +174,92 @@ async fn of_every_mixture_of_rows_the_one_with_the_greatest_version_counts() {
     assert_eq!(of_each, expected);
     // How many keys a question has to remember: of its months, merged or not.
     let time = |text: &str| Some(text.parse::<Timestamp>().unwrap());
-    let rows = async |from, to| lab.warehouse.rows_again(&name, from, to).await.unwrap();
+    let rows = async |from, to| lab.warehouse.count_rows(&name, from, to).await.unwrap().0;
     assert!(0 < rows(time("2026-03-31T00:00:00Z"), time("2026-03-31T00:00:01Z")).await);
     assert!(rows(time("2026-03-31T00:00:00Z"), None).await <= again_in_march);
     assert!(rows(None, None).await > again_in_march);
     assert_eq!(rows(time("2026-04-01T00:00:00Z"), None).await, 0);
+}
+
+/// Where nothing was written again no key is looked at; where something was, by few subjects, the others' are not. Whichever way a
+/// question takes, it finds what `FINAL` finds.
+#[tokio::test]
+async fn each_way_to_read_a_table_finds_the_same() {
+    const ROWS: u64 = 1_200_000;
+    let mut lab = Lab::new();
+    if *lab.warehouse.topology() != Topology::Single {
+        return;
+    }
+    lab.customer("pair", &["s1", "s7"]).await;
+    let meter = lab.meter("sum", spec("t", Aggregation::Sum, Some("$.v"), &[("path", "$.path")])).await;
+    let active = meter.status.unwrap().active.unwrap();
+    let (definition, table) = (Definition::parse(&meter.spec).unwrap(), lab.warehouse.table(&active.table));
+    let rows = |version: &str, copied: &str, deleted: u8, condition: &str| {
+        format!(
+            "INSERT INTO {table} (subject, time, id, value, group_path, version, copied, is_deleted) SELECT concat('s', toString(number % 40)), \
+             toDateTime64('2026-03-01 00:00:00', 3, 'UTC') + number % 60 * 86400, number, number % 1000, concat('/', toString(number % 3)), \
+             {ARRIVAL_MARK} - 1 - number{version}, {copied}, {deleted} FROM numbers({ROWS}) WHERE {condition}"
+        )
+    };
+    let question = |group_by: &[&str], window_size| UsageQuery {
+        from: Some("2026-03-01T00:00:00Z".parse().unwrap()),
+        to: Some("2026-05-01T00:00:00Z".parse().unwrap()),
+        window_size,
+        group_by: group_by.iter().map(|name| (*name).to_owned()).collect(),
+        ..total()
+    };
+    let of_customers = question(&["customer"], None);
+    let records = async |reading, query: &UsageQuery| {
+        let source =
+            Source { database: lab.warehouse.database(), namespace: NAMESPACE, table: &active.table, definition: &definition, reading };
+        let statement = select::usage(&source, query, 7);
+        lab.warehouse.query(&statement.sql).bind_all(statement.params).rows::<UsageRecord>().await
+    };
+    let same = async |readings: &[Reading]| {
+        for query in [
+            &of_customers,
+            &question(&["customer", "path"], Some(WindowSize::Day)),
+            &question(&["customer", "subject"], Some(WindowSize::Week)),
+            &question(&["subject"], None),
+            &question(&["path"], Some(WindowSize::Day)),
+        ] {
+            let expected = records(Reading::Final, query).await.unwrap();
+            assert!(!expected.is_empty());
+            for reading in readings {
+                assert_eq!(records(*reading, query).await.unwrap(), expected, "{reading:?} {:?}", query.group_by);
+            }
+        }
+    };
+    let reading = async || lab.warehouse.reading_for(&active.table, &of_customers).await.unwrap();
+
+    // Every tenth was copied, of these some twice.
+    lab.warehouse.run_ddl(&rows("", "0", 0, "number % 10 != 3")).await.unwrap();
+    lab.warehouse.run_ddl(&rows("", "1", 0, "number % 10 = 3")).await.unwrap();
+    lab.warehouse.run_ddl(&rows("", "1", 0, "number % 100 = 3")).await.unwrap();
+    assert_eq!(reading().await, Reading::FirstsAlone);
+    same(&[Reading::FirstsAlone, Reading::ByKind, Reading::BySubject]).await;
+
+    // Two of 40 subjects: some written again, some cancelled, one of which was never sent.
+    let again = format!(" + {AGAIN}");
+    lab.warehouse.run_ddl(&rows(&again, "0", 0, "number % 40 IN (1, 13) AND number % 7 = 0")).await.unwrap();
+    lab.warehouse.run_ddl(&rows(&format!(" + {}", 2 * AGAIN), "0", 1, "number % 40 = 13 AND number % 5 = 0")).await.unwrap();
+    let known = records(Reading::Final, &of_customers).await.unwrap();
+    lab.warehouse.run_ddl(&rows(&format!("{again} + 5 * {ROWS}"), "0", 0, "number % 40 = 1 AND number < 1000")).await.unwrap();
+    assert_eq!(reading().await, Reading::BySubject);
+    assert_eq!(records(Reading::Final, &of_customers).await.unwrap(), known, "what is written again is as it was");
+    same(&[Reading::ByKind, Reading::BySubject]).await;
+    let refused = records(Reading::FirstsAlone, &of_customers).await.unwrap_err();
+    assert!(refused.to_string().contains("there are rows written again"), "{refused}");
+    let asked = lab.usage("sum", of_customers.clone()).await.data;
+    let told: Vec<_> = asked.into_iter().map(|row| (row.customer.unwrap(), row.value)).collect();
+    assert_eq!(told, known.into_iter().map(|record| (record.customer, record.value)).collect::<Vec<_>>());
+
+    // All subjects.
+    lab.warehouse.run_ddl(&rows(&again, "0", 0, "number % 1001 = 0")).await.unwrap();
+    assert_eq!(reading().await, Reading::ByKind);
+    same(&[Reading::ByKind, Reading::BySubject]).await;
+    let later = UsageQuery { from: of_customers.to, to: None, ..of_customers.clone() };
+    assert_eq!(lab.warehouse.reading_for(&active.table, &later).await.unwrap(), Reading::FirstsAlone, "nothing is of these months");
 }
 
 /// What is past the retention is in no number, whichever of its rows ClickHouse has let go.
