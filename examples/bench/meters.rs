@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use kubemeter::warehouse::schema::Landing;
+use kubemeter::warehouse::schema::{Landing, Landings};
 
 use crate::aim::Aim;
 use crate::events::NAMESPACE;
@@ -31,7 +31,7 @@ pub async fn measure(setup: &Setup, sizes: &Sizes, seed: u64, report: &mut Secti
         setup.await_meter(&format!("other-{number}"), |_| ()).await?;
     }
     progress(format_args!("{} more meters are ready after {} s", sizes.meters, began.elapsed().as_secs()));
-    let beside = others.iter().filter(|of| Landing::of(NAMESPACE, of).to_string() == setup.landing).count();
+    let beside = others.iter().filter(|of| Landings::NEW.table(Landing::of(NAMESPACE, of)) == setup.landing).count();
     let many = turns(&mut bench, sizes).await?;
 
     let mut table = Table::new(
@@ -49,7 +49,7 @@ pub async fn measure(setup: &Setup, sizes: &Sizes, seed: u64, report: &mut Secti
     table.note(format!(
         "One connection, one INSERT after the other. {beside} of the other meters have by chance the same landing table, of {}; each \
          costs as its view does.",
-        kubemeter::warehouse::schema::LANDINGS
+        Landings::NEW.count()
     ));
     report.table(table);
     Ok(())

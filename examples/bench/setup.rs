@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use bigdecimal::BigDecimal;
 use bytes::Bytes;
 use hyper::{Method, StatusCode};
-use kubemeter::warehouse::schema::Landing;
+use kubemeter::warehouse::schema::{Landing, Landings};
 use tempfile::TempDir;
 
 use crate::client::Connection;
@@ -71,7 +71,8 @@ impl Setup {
                 .arg(path("manifests")),
             "API ",
         )?;
-        let mut setup = Self { gateway, clickhouse, landing: Landing::of(NAMESPACE, TYPE).to_string(), table: String::new(), folder };
+        let mut setup =
+            Self { gateway, clickhouse, landing: Landings::NEW.table(Landing::of(NAMESPACE, TYPE)), table: String::new(), folder };
         setup.await_meter(METER, |_| ()).await?;
         let mut direct = setup.clickhouse().await?;
         setup.table = setup.run(&mut direct, "SELECT name FROM system.tables WHERE database = 'kubemeter' AND startsWith(name, 'meter_') AND engine = 'ReplacingMergeTree'").await?;

@@ -17,7 +17,7 @@ use super::look::{Ids, Lookup};
 use crate::event::put_bytes;
 use crate::telemetry::Metrics;
 use crate::warehouse::row::{COLUMNS, Row, put_uuid};
-use crate::warehouse::schema::Landing;
+use crate::warehouse::schema::Landings;
 use crate::warehouse::{Error, StoredKey, Warehouse, insert_name};
 
 /// Bytes of memory of rows that may wait or be on their way ([`Row::weight`]). Beyond, requests are told to come again.
@@ -247,8 +247,9 @@ async fn rounds(warehouse: Warehouse, metrics: Arc<Metrics>, mut waiting: mpsc::
 }
 
 /// What a round has to write besides new rows.
-#[derive(Default)]
 struct Settled {
+    /// How many landing tables there can be.
+    landings: Landings,
     /// The number of the INSERT of its claims, where it is known.
     block: Option<u64>,
     /// Whether an identity comes twice among the rows.
@@ -272,7 +273,8 @@ async fn settle(warehouse: &Warehouse, lookup: &mut Lookup, round: &mut [Waiting
     let (claimed, block) = claim(warehouse, lookup, &firsts).await?;
     let in_round: HashMap<u128, StoredKey> =
         firsts.iter().filter(|row| twice.contains(&row.identity)).map(|row| (row.identity, row.key())).collect();
-    let mut settled = Settled { block, has_twice: !twice.is_empty(), again: HashMap::new() };
+    let landings = warehouse.ensure_bootstrap().await?;
+    let mut settled = Settled { landings, block, has_twice: !twice.is_empty(), again: HashMap::new() };
     if claimed.is_empty() && in_round.is_empty() {
         return Ok(settled);
     }
@@ -336,14 +338,17 @@ async fn write(warehouse: &Warehouse, round: Vec<Waiting>, settled: Settled) -> 
         let mut seen = Ids::default();
         rows.retain(|row| seen.insert(row.identity));
     }
-    let (landed, rejects, again) =
-        tokio::join!(insert_landings(warehouse, &rows), insert_rejects(warehouse, kept.into()), write_again(warehouse, settled.again));
+    let (landed, rejects, again) = tokio::join!(
+        insert_landings(warehouse, settled.landings, &rows),
+        insert_rejects(warehouse, kept.into()),
+        write_again(warehouse, settled.again)
+    );
     drop(rows);
     answer(round, |Waiting { submission, repeats, .. }| {
         // The acknowledgement: every landing table of the request has confirmed. Rows of one identity are of one type, so
         // one that another request's row stood for has the same table.
         for row in &submission.rows {
-            match landed.get(&row.landing) {
+            match landed.get(&settled.landings.number(row.landing)) {
                 Some(Ok(())) => {}
                 Some(Err(error)) => return Err(error.clone()),
                 None => return Err(Error::Unavailable("rows were not sent".to_owned())),
@@ -372,21 +377,24 @@ fn answer(round: Vec<Waiting>, result: impl Fn(&Waiting) -> Result<(), Error>) {
     }
 }
 
-/// One INSERT per landing table, all at once.
-async fn insert_landings(warehouse: &Warehouse, rows: &[&Row]) -> HashMap<Landing, Result<(), Error>> {
-    let mut by_landing: HashMap<Landing, Vec<&Row>> = HashMap::new();
-    rows.iter().for_each(|row| by_landing.entry(row.landing).or_default().push(row));
-    let inserts = by_landing.into_iter().map(|(landing, rows)| async move { (landing, insert_rows(warehouse, landing, &rows).await) });
+/// One INSERT per landing table, all at once; by the table's number.
+async fn insert_landings(warehouse: &Warehouse, landings: Landings, rows: &[&Row]) -> HashMap<u64, Result<(), Error>> {
+    let mut by_number: HashMap<u64, Vec<&Row>> = HashMap::new();
+    rows.iter().for_each(|row| by_number.entry(landings.number(row.landing)).or_default().push(row));
+    let inserts = by_number.into_iter().map(|(number, rows)| async move {
+        let table = landings.table(rows[0].landing);
+        (number, insert_rows(warehouse, &table, &rows).await)
+    });
     futures::future::join_all(inserts).await.into_iter().collect()
 }
 
-async fn insert_rows(warehouse: &Warehouse, landing: Landing, rows: &[&Row]) -> Result<(), Error> {
-    let (table, is_sent) = (landing.to_string(), AtomicBool::new(false));
+async fn insert_rows(warehouse: &Warehouse, table: &str, rows: &[&Row]) -> Result<(), Error> {
+    let is_sent = AtomicBool::new(false);
     retried(warehouse, || async {
-        warehouse.ensure_landing(&table).await?;
+        warehouse.ensure_landing(table).await?;
         // An INSERT that failed may have stored all or some: from then on the rows are none that come for the first time.
         let is_again = is_sent.swap(true, Ordering::Relaxed);
-        warehouse.insert(&table, COLUMNS, encode(rows, is_again), &insert_name(&table), INSERT).await
+        warehouse.insert(table, COLUMNS, encode(rows, is_again), &insert_name(table), INSERT).await
     })
     .instrument(tracing::info_span!("INSERT", table))
     .await
@@ -420,7 +428,7 @@ pub(super) async fn retried<T, F: Future<Output = Result<T, Error>>>(
         };
         match error {
             // ClickHouse lost its tables (restored, or another one): make them again.
-            Error::UnknownTable(_) => warehouse.ensure_bootstrap().await?,
+            Error::UnknownTable(_) => drop(warehouse.ensure_bootstrap().await?),
             Error::Unavailable(_) => {}
             Error::Refused(_) => return Err(error),
         }

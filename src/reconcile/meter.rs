@@ -31,10 +31,10 @@ impl Reconciler {
                 return Ok(invalid(meter, &format!("Change the spec: {wrong}")));
             }
         };
-        self.warehouse.ensure_bootstrap().await?;
+        let landings = self.warehouse.ensure_bootstrap().await?;
         let uid = meter.uid().unwrap_or_default();
         let namespace = meter.namespace().unwrap_or_default();
-        let layout = Layout::of(&namespace, &definition);
+        let layout = Layout::of(landings, &namespace, &definition);
         let target = layout.table(&uid);
         let note = TableNote { uid: uid.clone(), namespace, meter: meter.name_any(), state: TableState::New, before: None };
         let answering = meter.status.as_ref().and_then(|status| status.active.as_ref()).map(|active| active.table.as_str());
@@ -101,11 +101,10 @@ impl Reconciler {
     ) -> Result<Option<BackfillProgress>, Error> {
         let warehouse = &self.warehouse;
         let (topology, database) = (warehouse.topology(), warehouse.database());
-        let landing = schema::Landing::of(&note.namespace, &definition.event_type).to_string();
         let noted = observed.tables.get(target).unwrap_or(note);
         match step {
             Step::CreateTable => {
-                warehouse.ensure_landing(&landing).await?;
+                warehouse.ensure_landing(layout.landing()).await?;
                 // Before there can be a view: what was stored by now can't come by it.
                 let note = TableNote { before: warehouse.stored_before().await?, ..note.clone() };
                 warehouse.run_all_ddl(&layout.create_table(topology, database, target, &note)?).await?;
@@ -115,14 +114,14 @@ impl Reconciler {
                 self.note(target, note).await?;
             }
             Step::CreateView => {
-                warehouse.ensure_landing(&landing).await?;
+                warehouse.ensure_landing(layout.landing()).await?;
                 self.on_every_shard(layout, target, note).await?;
                 warehouse.run_ddl(&layout.create_view(topology, database, target)).await?;
             }
             // An INSERT that began before the view was made may store events after the backfill has passed their place.
             // Those that begin now meet the view.
             Step::Fence => {
-                warehouse.await_inserts(&landing).await?;
+                warehouse.await_inserts(layout.landing()).await?;
                 self.note(target, &TableNote { state: TableState::Filling(0), ..noted.clone() }).await?;
             }
             Step::Backfill { after } => {

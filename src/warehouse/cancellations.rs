@@ -134,7 +134,7 @@ impl Warehouse {
         let version = VERSION_MARK + Timestamp::now().as_microsecond().unsigned_abs();
         debug_assert!(version > VERSION_MARK, "a cancellation takes the place of every sending, whenever that comes");
         for event_type in types {
-            let landing = Landing::of(namespace, &event_type).to_string();
+            let landing = self.ensure_bootstrap().await?.table(Landing::of(namespace, &event_type));
             self.ensure_landing(&landing).await?;
             let sql = format!(
                 "INSERT INTO {} ({COLUMNS}) SELECT namespace, type, subject, time, id, source, event_id, received, data, \

@@ -1,13 +1,14 @@
 //! Calls to ClickHouse, each with a deadline and an error that says whether trying again can help.
 
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use clickhouse::{Client, Compression, RowOwned, RowRead};
 use serde::Serialize;
 
+use super::schema::Landings;
 use super::sql;
 use super::topology::Topology;
 
@@ -41,8 +42,16 @@ pub struct Warehouse {
     nodes: Vec<Client>,
     topology: Arc<Topology>,
     database: String,
-    /// What was made in this process's life: `""` for the standing tables, else a landing table's name.
-    made: Arc<Mutex<HashSet<String>>>,
+    made: Arc<Mutex<Made>>,
+}
+
+/// What was made, or found, in this process's life.
+#[derive(Default)]
+pub(super) struct Made {
+    /// The standing tables, and so how many landing tables there can be.
+    pub(super) landings: Option<Landings>,
+    /// Landing tables.
+    pub(super) tables: HashSet<String>,
 }
 
 /// Why a call failed.
@@ -299,19 +308,9 @@ impl Warehouse {
         self.query("SELECT 1").within(Duration::from_secs(3)).one::<u8>().await.map(drop)
     }
 
-    /// Whether something was made, or found, in this process's life.
-    pub(super) fn was_made(&self, key: &str) -> bool {
-        self.made.lock().unwrap_or_else(PoisonError::into_inner).contains(key)
-    }
-
-    /// Notes that it is there.
-    pub(super) fn note_made(&self, key: &str) {
-        self.made.lock().unwrap_or_else(PoisonError::into_inner).insert(key.to_owned());
-    }
-
-    /// A table that was made is gone: make sure of all of them again when next needed.
-    fn forget_made(&self) {
-        self.made.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    /// What was made, or found, in this process's life.
+    pub(super) fn made(&self) -> MutexGuard<'_, Made> {
+        self.made.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn timed<T>(&self, deadline: Duration, call: impl Future<Output = clickhouse::error::Result<T>>) -> Result<T, Error> {
@@ -319,7 +318,7 @@ impl Warehouse {
             Ok(result) => result.map_err(Error::from).inspect_err(|error| {
                 // ClickHouse lost its tables (restored, or another one): make them again when next needed.
                 if matches!(error, Error::UnknownTable(_)) {
-                    self.forget_made();
+                    *self.made() = Made::default();
                 }
             }),
             Err(_) => Err(Error::Unavailable(format!("no answer within {} s", deadline.as_secs()))),

@@ -123,7 +123,7 @@ impl Warehouse {
     /// # Errors
     /// See [`Error`].
     pub async fn write_again(&self, namespace: &str, event_type: &str, ids: &[u128]) -> Result<(), Error> {
-        let landing = Landing::of(namespace, event_type).to_string();
+        let landing = self.ensure_bootstrap().await?.table(Landing::of(namespace, event_type));
         self.ensure_landing(&landing).await?;
         // Found on one replica it would be missed on another, and acknowledged nonetheless.
         self.on_every_replica("events").await?;

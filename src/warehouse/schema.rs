@@ -7,11 +7,10 @@
 //!            nothing itself)
 //! ```
 //! An event's landing table follows from its namespace and type alone ([`Landing`]), so a gateway can never send an
-//! event past a Meter that it has not heard of yet. There are [`LANDINGS`] of them, made when first needed: an INSERT
-//! pays only for the views of its own table, and event types that someone makes up can't fill ClickHouse with tables.
+//! event past a Meter that it has not heard of yet. There is a bounded number of them ([`Landings`]), made when first needed: an
+//! INSERT pays only for the views of its own table, and event types that someone makes up can't fill ClickHouse with tables.
 
 use std::collections::BTreeMap;
-use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
@@ -22,26 +21,65 @@ use super::topology::{ShardBy, Topology};
 use crate::event::{JsonPath, plain_key};
 use crate::meter::{DecimalAggregation, Definition, Measure};
 
-/// How many landing tables there can be. With as many Meters on other event types an INSERT meets one or two views that
-/// are not its own; each costs about 1.5 ms.
-pub const LANDINGS: u64 = 1_024;
-
-/// A landing table.
+/// What an event's landing table follows from: a hash of its namespace and type, and nothing else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Landing(u16);
+pub struct Landing(u64);
 
 impl Landing {
-    /// The landing table of an event type: a function of nothing else.
+    /// Of an event type.
     pub fn of(namespace: &str, event_type: &str) -> Self {
         // A namespace has no NUL, so the pair is unambiguous.
         let key = [namespace.as_bytes(), b"\0", event_type.as_bytes()].concat();
-        Self((xxhash_rust::xxh3::xxh3_64(&key) % LANDINGS) as u16)
+        Self(xxhash_rust::xxh3::xxh3_64(&key))
     }
 }
 
-impl fmt::Display for Landing {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "landing_{:04}", self.0)
+/// How many landing tables a database can have. It stands in the comment of `events` from the moment that this is made, and never
+/// changes: whoever counted otherwise would send events past Meters. The tables' names tell it, too.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Landings {
+    landings: u64,
+}
+
+impl Landings {
+    /// Of databases that are made now. With 1,000 Meters on other event types an INSERT meets the view of one of them in one
+    /// type of eight; it would cost nearly half of the INSERT.
+    pub const NEW: Self = Self { landings: 8_192 };
+    /// Of databases that were made before it was written down.
+    const UNSAID: Self = Self { landings: 1_024 };
+
+    /// Reads the comment of `events`. None: it is of no build of Kubemeter up to this one.
+    pub fn of_comment(comment: &str) -> Option<Self> {
+        match comment {
+            "" => Some(Self::UNSAID),
+            comment => serde_json::from_str(comment).ok().filter(|said: &Self| said.landings > 0),
+        }
+    }
+
+    /// How many.
+    pub const fn count(self) -> u64 {
+        self.landings
+    }
+
+    fn comment(self) -> String {
+        format!("{{\"landings\":{}}}", self.landings)
+    }
+
+    /// The number of an event type's landing table.
+    pub const fn number(self, landing: Landing) -> u64 {
+        landing.0 % self.landings
+    }
+
+    /// Its name.
+    pub fn table(self, landing: Landing) -> String {
+        let number = self.number(landing);
+        if self == Self::UNSAID { format!("landing_{number:04}") } else { format!("landing_{}_{number:04}", self.landings) }
+    }
+
+    /// Whether a landing table is one of these.
+    pub fn have(self, table: &str) -> bool {
+        let count = table.strip_prefix("landing_").and_then(|rest| rest.split_once('_')).map(|(count, _)| count.parse());
+        count == (self != Self::UNSAID).then_some(Ok(self.landings))
     }
 }
 
@@ -82,8 +120,9 @@ const MERGED_WHEN_QUIET: &str = "min_age_to_force_merge_seconds = 600, min_age_t
 /// Statements that make the database and the tables that are there once. Each may run again.
 pub fn bootstrap(topology: &Topology, database: &str) -> Vec<String> {
     let mut all = vec![format!("CREATE DATABASE IF NOT EXISTS {}{}", identifier(database), topology.on_cluster())];
+    let said = Landings::NEW.comment();
     for (table, by, definition) in standing() {
-        all.extend(topology.create(database, table, &definition, by, None));
+        all.extend(topology.create(database, table, &definition, by, (table == "events").then_some(said.as_str())));
     }
     all
 }
@@ -223,6 +262,8 @@ pub struct Layout {
     text: Option<String>,
     namespace: String,
     event_type: String,
+    /// The landing table that feeds it.
+    landing: String,
     /// Days that rows stay. A longer time needs rows that are gone, so it is another table, like any other edit.
     retention_days: Option<u32>,
 }
@@ -257,7 +298,7 @@ const DECIMAL: &str = "if(length(text) <= 128 AND match(text, '^-?[0-9]+(\\\\.[0
 
 impl Layout {
     /// The table that a definition needs. Definitions that differ only in how they read one table have the same layout.
-    pub fn of(namespace: &str, definition: &Definition) -> Self {
+    pub fn of(landings: Landings, namespace: &str, definition: &Definition) -> Self {
         let mut text = None;
         let mut columns = vec![
             ("subject".to_owned(), "String", "subject".to_owned()),
@@ -290,6 +331,7 @@ impl Layout {
             text,
             namespace: namespace.to_owned(),
             event_type: definition.event_type.clone(),
+            landing: landings.table(Landing::of(namespace, &definition.event_type)),
             retention_days: definition.retention_days,
         }
     }
@@ -302,6 +344,10 @@ impl Layout {
         }
         self.text.iter().for_each(|number| text.push_str(&format!("\0{number}")));
         text.push_str(&format!("\0{}", partition_key()));
+        if !Landings::UNSAID.have(&self.landing) {
+            // A build that knows nothing of this landing table makes a table of its own, and fills it.
+            text.push_str(&format!("\0{}", self.landing));
+        }
         format!("meter_{}_{:016x}", uid.replace('-', ""), xxhash_rust::xxh3::xxh3_64(text.as_bytes()))
     }
 
@@ -326,6 +372,11 @@ impl Layout {
         Ok(topology.create(database, table, &definition, ShardBy::Subject, Some(&serde_json::to_string(note)?)))
     }
 
+    /// The landing table that feeds the table.
+    pub fn landing(&self) -> &str {
+        &self.landing
+    }
+
     /// Makes the view that feeds the table from its landing table; on a cluster a shard's from the shard's.
     pub fn create_view(&self, topology: &Topology, database: &str, table: &str) -> String {
         let db = identifier(database);
@@ -334,7 +385,7 @@ impl Layout {
             identifier(&view(table)),
             topology.on_cluster(),
             identifier(&topology.stored(table)),
-            self.select(database, &topology.stored(&Landing::of(&self.namespace, &self.event_type).to_string()), "", "", |_| None)
+            self.select(database, &topology.stored(&self.landing), "", "", |_| None)
         )
     }
 
@@ -404,4 +455,26 @@ pub fn alter_note(topology: &Topology, database: &str, table: &str, note: &Table
 /// Group names with their columns, for queries.
 pub fn group_columns(definition: &Definition) -> BTreeMap<&str, String> {
     definition.group_by.keys().map(|name| (name.as_str(), group_column(name))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_database_says_how_many_landing_tables_it_can_have() {
+        let (landing, of) = (Landing(1_024 * 8_192 + 5_000), Landings::of_comment);
+        for (comment, table) in
+            [("", "landing_0904"), (&Landings::NEW.comment(), "landing_8192_5000"), (r#"{"landings":16}"#, "landing_16_0008")]
+        {
+            let landings = of(comment).unwrap();
+            assert_eq!(landings.table(landing), table);
+            for other in ["", r#"{"landings":8192}"#, r#"{"landings":16}"#] {
+                assert_eq!(of(other).unwrap().have(table), other == comment, "{other} {table}");
+            }
+        }
+        for wrong in ["landings", r#"{"landings":0}"#, r#"{"landings":-1}"#, r#"{"other":8192}"#] {
+            assert_eq!(of(wrong), None, "{wrong}");
+        }
+    }
 }

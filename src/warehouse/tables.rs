@@ -10,7 +10,7 @@ use super::topology::{LOCAL, Topology};
 use super::{Error, Warehouse, schema};
 use crate::limits;
 use crate::warehouse::counted::counted;
-use crate::warehouse::schema::{StoredBefore, TableNote};
+use crate::warehouse::schema::{Landings, StoredBefore, TableNote};
 use crate::warehouse::select::subjects_of_customers;
 use crate::warehouse::sql::identifier;
 
@@ -49,20 +49,29 @@ impl Warehouse {
         Ok(())
     }
 
-    /// Makes the database and its standing tables, once per process. Where they are there it only looks.
+    /// Makes the database and its standing tables, once per process. Where they are there it only looks. Tells how many landing
+    /// tables there can be.
     ///
     /// # Errors
-    /// See [`Error`]; [`Error::Refused`] also when what is there is of another topology.
-    pub async fn ensure_bootstrap(&self) -> Result<(), Error> {
-        if self.was_made("") {
-            return Ok(());
+    /// See [`Error`]; [`Error::Refused`] also when what is there is of another topology, or of a build that says otherwise how many.
+    pub async fn ensure_bootstrap(&self) -> Result<Landings, Error> {
+        if let Some(landings) = self.made().landings {
+            return Ok(landings);
         }
         self.check_version().await?;
         self.check_topology().await?;
         self.make_missing(&schema::bootstrap(self.topology(), self.database())).await?;
         self.add_cancellation_columns().await?;
-        self.note_made("");
-        Ok(())
+        let comment = "SELECT comment FROM system.tables WHERE database = {database:String} AND name = 'events'";
+        let comment: String = self.query(comment).bind("database", self.database()).one().await?;
+        let landings = Landings::of_comment(&comment).ok_or_else(|| {
+            let events = self.table("events");
+            Error::Refused(format!(
+                "the comment of {events} says {comment:?}, not how many landing tables there are: use the newer build that made it"
+            ))
+        })?;
+        self.made().landings = Some(landings);
+        Ok(landings)
     }
 
     /// Makes a landing table and its standing views, once per process.
@@ -71,14 +80,16 @@ impl Warehouse {
     /// would be swallowed. Who makes it again waits until it is made.
     ///
     /// # Errors
-    /// See [`Error`].
+    /// See [`Error`]; [`Error::Unavailable`] also when the database was made anew since the table got its name.
     pub async fn ensure_landing(&self, landing: &str) -> Result<(), Error> {
-        self.ensure_bootstrap().await?;
-        if self.was_made(landing) {
+        if !self.ensure_bootstrap().await?.have(landing) {
+            return Err(Error::Unavailable(format!("the database was made anew: it has no {landing}")));
+        }
+        if self.made().tables.contains(landing) {
             return Ok(());
         }
         self.run_all_ddl(&schema::create_landing(self.topology(), self.database(), landing)).await?;
-        self.note_made(landing);
+        self.made().tables.insert(landing.to_owned());
         Ok(())
     }
 

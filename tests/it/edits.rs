@@ -8,7 +8,7 @@ use std::time::Duration;
 use kubemeter::api::{Aggregation, DeletionPolicy, Meter, MeterSpec};
 use kubemeter::metering::{Metering as _, UsageQuery};
 use kubemeter::warehouse::insert_name;
-use kubemeter::warehouse::schema::{self, Landing, TableNote, TableState};
+use kubemeter::warehouse::schema::{self, Landing, Landings, TableNote, TableState};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -113,7 +113,7 @@ struct SlowInsert {
 
 impl SlowInsert {
     async fn begin(lab: &Lab, name: &str) -> Self {
-        let landing = Landing::of(NAMESPACE, "t").to_string();
+        let landing = Landings::NEW.table(Landing::of(NAMESPACE, "t"));
         lab.warehouse.ensure_landing(&landing).await.unwrap();
         let url = lab.options.url.trim_start_matches("http://").trim_end_matches('/').to_owned();
         let mut stream = TcpStream::connect(&url).await.unwrap();
@@ -287,7 +287,7 @@ async fn an_edit_taken_back_half_way_leaves_the_first_table_answering() {
     let next = edited(&meter, spec("t", Aggregation::Sum, Some("$.new"), &[]));
     let layout = |meter: &Meter| {
         let definition = kubemeter::meter::Definition::parse(&meter.spec).unwrap();
-        schema::Layout::of(NAMESPACE, &definition)
+        schema::Layout::of(Landings::NEW, NAMESPACE, &definition)
     };
     let uid = meter.metadata.uid.clone().unwrap();
     let table = layout(&next).table(&uid);
@@ -365,4 +365,33 @@ async fn deleting_drops_or_retains_and_nothing_adopts_what_is_retained() {
     let squatted = lab.settle(squatted).await;
     lab.reconciler.forget_meter(&squatted).await.unwrap();
     assert_eq!(tables(&lab, &squatted).await.len(), 1, "it is not dropped");
+}
+
+/// Gateways and operators go by what the database says of its landing tables, not by what they would make now.
+#[tokio::test]
+async fn the_landing_tables_are_those_that_the_database_has() {
+    if std::env::var_os("KUBEMETER_TEST_SHARDS").is_some() {
+        return;
+    }
+    for (comment, prefix) in [("", "landing_0"), (r#"{"landings":16}"#, "landing_16_00"), (r#"{"landings":8192}"#, "landing_8192_")] {
+        let first = Lab::new();
+        first.warehouse.ensure_bootstrap().await.unwrap();
+        let say = |comment: &str| format!("ALTER TABLE {} MODIFY COMMENT '{comment}'", first.warehouse.table("events"));
+        first.warehouse.run_ddl(&say(comment)).await.unwrap();
+        let lab = Lab::in_database(&first.options.url, &first.options.database);
+        let meter = lab.meter("m", spec("t", Aggregation::Sum, Some("$.old"), &[])).await;
+        lab.post(&json!([flowing(1), flowing(2)])).await.unwrap();
+        Lab::post_to(&lab.another_gateway(), &json!([flowing(2), flowing(3)])).await.unwrap();
+        let landings = lab.warehouse.tables_with_prefix("landing_").await.unwrap();
+        assert_eq!(landings.len(), 2, "one table and its view: {landings:?}");
+        assert!(landings.iter().all(|(name, _)| name.starts_with(prefix)), "{comment}: {landings:?}");
+        assert_eq!(lab.number("m").await, "3", "{comment}");
+        lab.settle(edited(&meter, spec("t", Aggregation::Sum, Some("$.new"), &[]))).await;
+        lab.post(&flowing(4)).await.unwrap();
+        assert_eq!(lab.number("m").await, "4000000", "{comment}");
+
+        first.warehouse.run_ddl(&say("no number")).await.unwrap();
+        let refused = Lab::in_database(&first.options.url, &first.options.database).warehouse.ensure_bootstrap().await.unwrap_err();
+        assert!(refused.to_string().contains("\"no number\", not how many landing tables there are"), "{refused}");
+    }
 }

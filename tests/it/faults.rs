@@ -11,6 +11,7 @@ use kubemeter::metering::{CancelRequest, CancelTarget, Error, EventRef, Metering
 use kubemeter::reconcile::Reconciler;
 use kubemeter::warehouse::Warehouse;
 use kubemeter::warehouse::row::COLUMNS;
+use kubemeter::warehouse::schema::Landings;
 use serde_json::{Value, json};
 
 use crate::again::assert_read_as_final;
@@ -307,7 +308,7 @@ async fn what_is_sent_again_with_other_data_changes_nothing() {
         let mut bytes = Vec::new();
         // As from an INSERT that is tried again.
         row.encode(&mut bytes, true);
-        let landing = row.landing.to_string();
+        let landing = Landings::NEW.table(row.landing);
         lab.warehouse.insert(&landing, COLUMNS, bytes.into(), "test", Duration::from_secs(30)).await.unwrap();
     }
     assert_eq!(lab.number("sum").await, "11");

@@ -25,7 +25,7 @@ fn pair() -> [ClickHouse; 2] {
 async fn bootstrap(url: &str, database: &str, cluster: &str, replicas: usize, nodes: &[&str]) -> Result<(), Error> {
     let nodes = nodes.iter().map(|node| (*node).to_owned()).collect();
     let cluster = Cluster::replicated(cluster.to_owned(), None, replicas, nodes).unwrap();
-    Warehouse::new(&options(url, database, Topology::Cluster(cluster))).ensure_bootstrap().await
+    Warehouse::new(&options(url, database, Topology::Cluster(cluster))).ensure_bootstrap().await.map(drop)
 }
 
 #[tokio::test]
