@@ -109,8 +109,8 @@ fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
 /// an eighth of its CPU, and takes longer than it saves.
 const SMALL_INSERT: usize = 64 * 1_024;
 
-/// Linux's nice value of statements in the background: beside one of 0 they get a tenth of a processor.
-const NICE: &str = "10";
+/// Linux's nice value of statements in the background: the highest. They get what others leave, and a hundredth at least.
+const NICE: &str = "19";
 
 /// A statement with its bound values, deadline and name.
 pub struct Query<'a> {

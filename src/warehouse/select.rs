@@ -59,21 +59,22 @@ pub struct UsageRecord {
     pub events: u64,
 }
 
-/// Subjects with their `owner` (another name than the answer's `customer`, which GROUP BY must not take it for): of several that claim one the oldest has it. Needs `{namespace:String}`.
-fn customers_of_subjects(database: &str) -> String {
-    format!(
-        "(SELECT subject, argMin(customer, (created, customer)) AS owner FROM {}.subjects FINAL WHERE namespace = {{namespace:String}} GROUP BY subject)",
-        identifier(database)
-    )
+/// Subjects with their `owner` (another name than the answer's `customer`, which GROUP BY must not take it for): of several that claim one the oldest has it.
+fn owners(claims: &str) -> String {
+    format!("(SELECT subject, argMin(customer, (created, customer)) AS owner FROM {claims} GROUP BY subject)")
 }
 
-/// Subjects that are one of `{customers:Array(String)}`: those mapped to it, and the customer's own name where no other has that.
+/// Who claims which subject since when. Needs `{namespace:String}`.
+fn claims(database: &str) -> String {
+    format!("{}.subjects FINAL WHERE namespace = {{namespace:String}}", identifier(database))
+}
+
+/// Subjects that are one of `{customers:Array(String)}`: those mapped to it, and the customer's own name where no other has that,
+/// as if the customer claimed it after all others.
 pub fn subjects_of_customers(database: &str) -> String {
-    let map = customers_of_subjects(database);
-    format!(
-        "(SELECT subject FROM {map} WHERE owner IN {{customers:Array(String)}} UNION ALL \
-         SELECT arrayJoin({{customers:Array(String)}}) AS subject WHERE subject NOT IN (SELECT subject FROM {map}))"
-    )
+    let own = "SELECT arrayJoin({customers:Array(String)}) AS subject, subject AS customer, toDateTime64('2299-12-31 00:00:00', 3, 'UTC') AS created";
+    let claims = format!("(SELECT subject, customer, created FROM {} UNION ALL {own})", claims(database));
+    format!("(SELECT subject FROM {} WHERE owner IN {{customers:Array(String)}})", owners(&claims))
 }
 
 /// What answers a question.
@@ -264,7 +265,7 @@ pub fn usage(source: &Source<'_>, query: &UsageQuery, hash_key: i64) -> Statemen
              u.groups AS groups, toString({merge}) AS value, sum(u.events) AS events FROM ({by_subjects}) AS u LEFT JOIN {map} AS m ON m.subject = u.subject \
              GROUP BY window_start, customer{by}, groups ORDER BY window_start, customer{by}, groups",
             merge = merge(&definition.measure),
-            map = customers_of_subjects(database),
+            map = owners(&claims(database)),
         )
     } else {
         let (subject, by) = if by_subject { ("subject", ", subject") } else { ("''", "") };
