@@ -382,7 +382,7 @@ async fn insert_landings(warehouse: &Warehouse, landings: Landings, rows: &[&Row
     let mut by_number: HashMap<u64, Vec<&Row>> = HashMap::new();
     rows.iter().for_each(|row| by_number.entry(landings.number(row.landing)).or_default().push(row));
     let inserts = by_number.into_iter().map(|(number, rows)| async move {
-        let table = landings.table(rows[0].landing);
+        let table = landings.name(number);
         (number, insert_rows(warehouse, &table, &rows).await)
     });
     futures::future::join_all(inserts).await.into_iter().collect()

@@ -70,9 +70,13 @@ impl Landings {
         landing.0 % self.landings
     }
 
-    /// Its name.
+    /// The name of an event type's landing table.
     pub fn table(self, landing: Landing) -> String {
-        let number = self.number(landing);
+        self.name(self.number(landing))
+    }
+
+    /// The name of the landing table with a number.
+    pub fn name(self, number: u64) -> String {
         if self == Self::UNSAID { format!("landing_{number:04}") } else { format!("landing_{}_{number:04}", self.landings) }
     }
 

@@ -219,7 +219,7 @@ fn texts(values: &[String]) -> String {
 pub fn usage(source: &Source<'_>, query: &UsageQuery, hash_key: i64) -> Statement {
     let Source { database, table, definition, reading, .. } = *source;
     let mut params = Vec::new();
-    let (rows_keys, others) = conditions(source, query, &mut params);
+    let (key_conditions, others) = conditions(source, query, &mut params);
     if query.window_size.is_some_and(|size| size != WindowSize::Minute) {
         let zone = query.time_zone.iana_name().unwrap_or("UTC").to_owned();
         params.push(Param { name: "zone".to_owned(), value: Value::Text(zone) });
@@ -254,11 +254,11 @@ pub fn usage(source: &Source<'_>, query: &UsageQuery, hash_key: i64) -> Statemen
             )
         };
         let by_subjects = if reading == Reading::BySubject {
-            let (firsts, again, rest) = counted_by_subject(database, table, &rows_keys, &others);
+            let (firsts, again, rest) = counted_by_subject(database, table, &key_conditions, &others);
             // Asked of each sum: by itself ClickHouse would ask it of each row, which takes longer than the sums.
             format!("{} HAVING if(events = 0, '', subject) NOT IN {again} UNION ALL {}", states(&firsts), states(&rest))
         } else {
-            states(&counted(database, table, reading, &rows_keys, &others))
+            states(&counted(database, table, reading, &key_conditions, &others))
         };
         format!(
             "SELECT window_start, {end} AS window_end, if(m.owner = '', u.subject, m.owner) AS customer, {subject} AS subject, \
@@ -269,7 +269,7 @@ pub fn usage(source: &Source<'_>, query: &UsageQuery, hash_key: i64) -> Statemen
         )
     } else {
         let (subject, by) = if by_subject { ("subject", ", subject") } else { ("''", "") };
-        let source = counted(database, table, reading, &rows_keys, &others);
+        let source = counted(database, table, reading, &key_conditions, &others);
         format!(
             "SELECT {start} AS window_start, {end} AS window_end, '' AS customer, {subject} AS subject, {groups} AS groups, \
              toString({aggregate}) AS value, count() AS events FROM {source} GROUP BY window_start{by}{keys} ORDER BY window_start{by}, groups",

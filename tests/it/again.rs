@@ -239,7 +239,7 @@ async fn each_way_to_read_a_table_finds_the_same() {
     assert_eq!(reading().await, Reading::FirstsAlone);
     same(&[Reading::FirstsAlone, Reading::ByKind, Reading::BySubject]).await;
 
-    // Two of 40 subjects: some written again, some cancelled, one of which was never sent.
+    // Two of 40 subjects, one of them copied: some written again, some cancelled, some written again twice.
     let again = format!(" + {AGAIN}");
     lab.warehouse.run_ddl(&rows(&again, "0", 0, "number % 40 IN (1, 13) AND number % 7 = 0")).await.unwrap();
     lab.warehouse.run_ddl(&rows(&format!(" + {}", 2 * AGAIN), "0", 1, "number % 40 = 13 AND number % 5 = 0")).await.unwrap();
