@@ -131,7 +131,7 @@ impl Batch {
             let row = Row {
                 namespace: NAMESPACE.into(),
                 landing: Landing::of(NAMESPACE, TYPE),
-                identity: identity(NAMESPACE, &event.source, &event.id),
+                identity: identity(NAMESPACE, event.attributes.source(), event.attributes.id()),
                 received_us: arrival_us,
                 version: Row::arrival_version(arrival_us),
                 time_ms: event.time_ms.unwrap_or_default(),

@@ -4,11 +4,12 @@ use std::collections::HashMap;
 
 use bytes::Bytes;
 use http::HeaderMap;
-use serde::de::IgnoredAny;
+use serde::de::{DeserializeSeed as _, IgnoredAny};
 use serde_json::value::RawValue;
 
 use super::cloudevent::{Dialect, Fault, is_json, judge};
-use super::envelope::Element;
+use super::envelope::{Envelope, Fill};
+use super::flatten::Scratch;
 use super::rebuild::quote;
 use super::{Incoming, Item, Refusal};
 use crate::limits;
@@ -91,10 +92,11 @@ pub fn parse(form: Form, body: Bytes) -> Result<Vec<Item>, BodyError> {
 }
 
 fn document(form: &Form, body: &Bytes) -> Result<Vec<Item>, BodyError> {
-    let reader = Reader {
+    let mut reader = Reader {
         body,
         text: std::str::from_utf8(body).ok(),
         dialect: if *form == Form::Json { Dialect::Either } else { Dialect::CloudEvents },
+        scratch: Scratch::default(),
     };
     let first = reader.skip_blanks(0);
     match (form, reader.byte(first)) {
@@ -147,6 +149,7 @@ struct Reader<'b> {
     /// The body, if all of it is UTF-8.
     text: Option<&'b str>,
     dialect: Dialect,
+    scratch: Scratch<'b>,
 }
 
 impl Reader<'_> {
@@ -162,13 +165,13 @@ impl Reader<'_> {
     }
 
     /// The element that starts here, and where it ends.
-    fn element(&self, at: usize) -> Result<(Item, usize), BodyError> {
+    fn element(&mut self, at: usize) -> Result<(Item, usize), BodyError> {
         if let Some(text) = self.text.and_then(|text| text.get(at..)) {
-            let mut stream = serde_json::Deserializer::from_str(text).into_iter::<Element<'_>>();
-            if let Some(Ok(element)) = stream.next() {
-                let end = at + stream.byte_offset();
-                let raw = self.body.slice(at..end);
-                return Ok((Item { parsed: judged(element, raw.len(), self.dialect), raw }, end));
+            let (mut json, mut envelope) = (serde_json::Deserializer::from_str(text), Envelope::default());
+            if let Ok(is_object) = Fill(&mut envelope).deserialize(&mut json) {
+                let end = at + json.into_iter::<IgnoredAny>().byte_offset();
+                let parsed = judged(is_object.map(|()| &envelope), end - at, self.dialect, &mut self.scratch);
+                return Ok((Item { raw: self.body.slice(at..end), parsed }, end));
             }
         }
         // Something in it can't be read, such as half a surrogate pair: if the rest can, only this one is refused.
@@ -209,7 +212,7 @@ fn lines(body: &Bytes) -> Result<Vec<Item>, BodyError> {
 fn item(raw: Bytes, dialect: Dialect, place: &str) -> Item {
     let parsed = match std::str::from_utf8(&raw) {
         Err(why) => Err(format!("{place} is not UTF-8 at its byte {}", why.valid_up_to())),
-        Ok(text) => serde_json::from_str::<Element<'_>>(text).map_err(|why| {
+        Ok(text) => alone(text, dialect).map_err(|why| {
             let message = why.to_string();
             // serde_json counts from the start of the event, which for people starts somewhere in a body.
             let message = message.rsplit_once(" at line ").map_or(message.as_str(), |(message, _)| message);
@@ -218,7 +221,7 @@ fn item(raw: Bytes, dialect: Dialect, place: &str) -> Item {
         }),
     };
     let parsed = match parsed {
-        Ok(element) => judged(element, raw.len(), dialect),
+        Ok(parsed) => parsed,
         Err(message) => {
             let (source, id) = names(&raw);
             Err(Fault::invalid(message).of(source.as_deref(), id.as_deref()))
@@ -227,9 +230,21 @@ fn item(raw: Bytes, dialect: Dialect, place: &str) -> Item {
     Item { raw, parsed }
 }
 
-fn judged(element: Element<'_>, bytes: usize, dialect: Dialect) -> Result<Incoming, Refusal> {
-    match element.0 {
-        Ok(envelope) => judge(&envelope, bytes, dialect),
+fn alone(text: &str, dialect: Dialect) -> serde_json::Result<Result<Incoming, Refusal>> {
+    let (mut json, mut envelope) = (serde_json::Deserializer::from_str(text), Envelope::default());
+    let is_object = Fill(&mut envelope).deserialize(&mut json)?;
+    json.end()?;
+    Ok(judged(is_object.map(|()| &envelope), text.len(), dialect, &mut Scratch::default()))
+}
+
+fn judged<'a>(
+    element: Result<&Envelope<'a>, &'static str>,
+    bytes: usize,
+    dialect: Dialect,
+    scratch: &mut Scratch<'a>,
+) -> Result<Incoming, Refusal> {
+    match element {
+        Ok(envelope) => judge(envelope, bytes, dialect, scratch),
         Err(kind) => Err(Fault::invalid(format!("an event must be a JSON object, but this is {kind}")).of(None, None)),
     }
 }

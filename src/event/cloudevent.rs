@@ -6,7 +6,8 @@ use jiff::Timestamp;
 use serde_json::value::RawValue;
 
 use super::envelope::{Attribute, Envelope};
-use super::{Event, Incoming, Leaves, Refusal, Scalar, command};
+use super::flatten::Scratch;
+use super::{Attributes, Event, Incoming, Leaves, Refusal, Scalar, command};
 use crate::limits;
 use crate::metering::RejectCode;
 
@@ -50,11 +51,11 @@ impl Fault {
 }
 
 /// Judges an envelope that is `bytes` long as JSON.
-pub(super) fn judge(envelope: &Envelope<'_>, bytes: usize, dialect: Dialect) -> Result<Incoming, Refusal> {
-    incoming(envelope, bytes, dialect).map_err(|fault| fault.of(envelope.source.text(), envelope.id.text()))
+pub(super) fn judge<'a>(envelope: &Envelope<'a>, bytes: usize, dialect: Dialect, scratch: &mut Scratch<'a>) -> Result<Incoming, Refusal> {
+    incoming(envelope, bytes, dialect, scratch).map_err(|fault| fault.of(envelope.source.text(), envelope.id.text()))
 }
 
-fn incoming(envelope: &Envelope<'_>, bytes: usize, dialect: Dialect) -> Result<Incoming, Fault> {
+fn incoming<'a>(envelope: &Envelope<'a>, bytes: usize, dialect: Dialect, scratch: &mut Scratch<'a>) -> Result<Incoming, Fault> {
     if bytes > limits::EVENT_BYTES {
         return Err(Fault::new(
             RejectCode::TooLarge,
@@ -99,26 +100,28 @@ fn incoming(envelope: &Envelope<'_>, bytes: usize, dialect: Dialect) -> Result<I
         }
         ("data", envelope.data)
     };
-    let data = Leaves::from_json(data.map_or("null", RawValue::get)).map_err(|why| Fault::new(why.code(), format!("{place} {why}")))?;
+    let data = data.map_or("null", RawValue::get);
+    let data = Leaves::read(data, scratch).map_err(|why| Fault::new(why.code(), format!("{place} {why}")))?;
 
     if let Some(kind) = command::Kind::of(event_type) {
         return command::read(kind, command::Sent { id, source, time_ms, place, data }).map(Incoming::Command);
     }
     let subject = match subject {
-        Some(subject) if !is_eventbridge => subject.to_owned(),
+        Some(subject) if !is_eventbridge => subject,
         None if !is_eventbridge => {
             return Err(Fault::missing("subject is missing or empty: name the customer, or the part of one, whose usage it is"));
         }
         _ => eventbridge_subject(&data)?,
     };
-    Ok(Incoming::Event(Event { id: id.to_owned(), source: source.to_owned(), event_type: event_type.to_owned(), subject, time_ms, data }))
+    let attributes = Attributes::new(id, source, event_type, subject);
+    Ok(Incoming::Event(Event { attributes, time_ms, data }))
 }
 
 /// EventBridge has no subject: the detail has it.
-fn eventbridge_subject(detail: &Leaves) -> Result<String, Fault> {
+fn eventbridge_subject(detail: &Leaves) -> Result<&str, Fault> {
     for (name, key) in [("detail.subject", "$.subject"), ("detail.tenantId", "$.tenantId")] {
         if let Some(subject) = text_at(detail, name, key)? {
-            return Ok(subject.to_owned());
+            return Ok(subject);
         }
     }
     Err(Fault::missing("an EventBridge event needs detail.subject or detail.tenantId as text: name the customer whose usage it is"))
@@ -181,6 +184,9 @@ pub(super) fn time_ms(name: &str, time: &str) -> Result<i64, Fault> {
 
 /// Whether a media type is JSON: `application/json`, `text/json`, or one that ends in `+json`. Parameters don't matter.
 pub(super) fn is_json(media_type: &str) -> bool {
+    if media_type == "application/json" {
+        return true;
+    }
     let essence = media_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     matches!(essence.split_once('/'), Some((_, subtype)) if subtype == "json" || subtype.ends_with("+json"))
 }

@@ -4,13 +4,10 @@ use std::borrow::Cow;
 use std::fmt;
 
 use serde::Deserialize;
-use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::flatten::Text;
-
-/// A JSON value where an event is expected: its envelope, or what else it is.
-pub(super) struct Element<'a>(pub(super) Result<Envelope<'a>, &'static str>);
 
 /// What may stand at the top of a CloudEvent or an EventBridge event.
 #[derive(Default)]
@@ -53,50 +50,56 @@ impl Attribute<'_> {
     }
 }
 
-impl<'de> Deserialize<'de> for Element<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct ElementVisitor;
-        impl<'de> Visitor<'de> for ElementVisitor {
-            type Value = Element<'de>;
+/// Reads a JSON value where an event is expected into an empty envelope, where it stands: envelopes are large. An error is what
+/// else the value is.
+pub(super) struct Fill<'e, 'a>(pub(super) &'e mut Envelope<'a>);
 
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an event")
-            }
+impl<'de> DeserializeSeed<'de> for Fill<'_, 'de> {
+    type Value = Result<(), &'static str>;
 
-            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
-                Ok(Element(Ok(Envelope::read(map)?)))
-            }
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
 
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
-                while seq.next_element::<IgnoredAny>()?.is_some() {}
-                Ok(Element(Err("an array")))
-            }
+impl<'de> Visitor<'de> for Fill<'_, 'de> {
+    type Value = Result<(), &'static str>;
 
-            fn visit_str<E>(self, _: &str) -> Result<Self::Value, E> {
-                Ok(Element(Err("a string")))
-            }
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an event")
+    }
 
-            fn visit_bool<E>(self, _: bool) -> Result<Self::Value, E> {
-                Ok(Element(Err("a boolean")))
-            }
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+        self.0.read(map).map(Ok)
+    }
 
-            fn visit_unit<E>(self) -> Result<Self::Value, E> {
-                Ok(Element(Err("null")))
-            }
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+        while seq.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(Err("an array"))
+    }
 
-            fn visit_i64<E>(self, _: i64) -> Result<Self::Value, E> {
-                Ok(Element(Err("a number")))
-            }
+    fn visit_str<E>(self, _: &str) -> Result<Self::Value, E> {
+        Ok(Err("a string"))
+    }
 
-            fn visit_u64<E>(self, _: u64) -> Result<Self::Value, E> {
-                Ok(Element(Err("a number")))
-            }
+    fn visit_bool<E>(self, _: bool) -> Result<Self::Value, E> {
+        Ok(Err("a boolean"))
+    }
 
-            fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> {
-                Ok(Element(Err("a number")))
-            }
-        }
-        deserializer.deserialize_any(ElementVisitor)
+    fn visit_unit<E>(self) -> Result<Self::Value, E> {
+        Ok(Err("null"))
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Self::Value, E> {
+        Ok(Err("a number"))
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<Self::Value, E> {
+        Ok(Err("a number"))
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> {
+        Ok(Err("a number"))
     }
 }
 
@@ -153,24 +156,23 @@ impl<'de> Deserialize<'de> for Attribute<'de> {
 }
 
 impl<'a> Envelope<'a> {
-    fn read<A: MapAccess<'a>>(mut map: A) -> Result<Self, A::Error> {
-        let mut envelope = Self::default();
+    fn read<A: MapAccess<'a>>(&mut self, mut map: A) -> Result<(), A::Error> {
         let mut extensions: Vec<Cow<'a, str>> = Vec::new();
         while let Some(Text(name)) = map.next_key()? {
             let slot = match &*name {
-                "specversion" => &mut envelope.specversion,
-                "id" => &mut envelope.id,
-                "source" => &mut envelope.source,
-                "type" => &mut envelope.event_type,
-                "subject" => &mut envelope.subject,
-                "time" => &mut envelope.time,
-                "datacontenttype" => &mut envelope.datacontenttype,
-                "data_base64" => &mut envelope.data_base64,
-                "detail-type" => &mut envelope.detail_type,
+                "specversion" => &mut self.specversion,
+                "id" => &mut self.id,
+                "source" => &mut self.source,
+                "type" => &mut self.event_type,
+                "subject" => &mut self.subject,
+                "time" => &mut self.time,
+                "datacontenttype" => &mut self.datacontenttype,
+                "data_base64" => &mut self.data_base64,
+                "detail-type" => &mut self.detail_type,
                 "data" | "detail" => {
-                    let slot = if &*name == "data" { &mut envelope.data } else { &mut envelope.detail };
+                    let slot = if &*name == "data" { &mut self.data } else { &mut self.detail };
                     if slot.replace(map.next_value()?).is_some() {
-                        envelope.twice = Some(name);
+                        self.twice = Some(name);
                     }
                     continue;
                 }
@@ -181,14 +183,14 @@ impl<'a> Envelope<'a> {
                 }
             };
             if !matches!(slot, Attribute::Absent) {
-                envelope.twice = Some(name);
+                self.twice = Some(name);
             }
             *slot = map.next_value()?;
         }
         extensions.sort_unstable();
         if let Some(pair) = extensions.windows(2).find(|pair| pair[0] == pair[1]) {
-            envelope.twice = Some(pair[0].clone());
+            self.twice = Some(pair[0].clone());
         }
-        Ok(envelope)
+        Ok(())
     }
 }

@@ -52,6 +52,11 @@ impl Leaves {
     /// # Errors
     /// See [`DataError`].
     pub fn from_json(data: &str) -> Result<Self, DataError> {
+        Self::read(data, &mut Scratch::default())
+    }
+
+    /// The same, in memory that was used for other data before.
+    pub(super) fn read<'a>(data: &'a str, scratch: &mut Scratch<'a>) -> Result<Self, DataError> {
         let data = data.trim_matches([' ', '\t', '\n', '\r']);
         if data == "null" {
             return Ok(Self::new());
@@ -60,9 +65,10 @@ impl Leaves {
             serde_json::from_str::<&RawValue>(data)?;
             return Err(DataError::NotObject(kind(data)));
         }
-        let mut walk =
-            Walk { leaves: Self::with_capacity(data.len() + 64), key: String::with_capacity(64), siblings: Vec::with_capacity(16) };
-        walk.key.push('$');
+        scratch.key.clear();
+        scratch.key.push('$');
+        scratch.siblings.clear();
+        let mut walk = Walk { leaves: Self::with_capacity(data.len() + 64), scratch };
         walk.container(data, 1)?;
         Ok(walk.leaves)
     }
@@ -84,15 +90,21 @@ pub(super) fn kind(json: &str) -> &'static str {
 #[derive(Deserialize)]
 pub(super) struct Text<'a>(#[serde(borrow)] pub(super) Cow<'a, str>);
 
-struct Walk<'a> {
-    leaves: Leaves,
+/// Memory of a walk, for one after the other.
+#[derive(Default)]
+pub(super) struct Scratch<'a> {
     /// Canonical path of the value in hand.
     key: String,
     /// Members or elements of all containers on the way to it that are still to be walked: one allocation for all levels.
     siblings: Vec<(Cow<'a, str>, &'a str)>,
 }
 
-impl<'a> Walk<'a> {
+struct Walk<'s, 'a> {
+    leaves: Leaves,
+    scratch: &'s mut Scratch<'a>,
+}
+
+impl<'a> Walk<'_, 'a> {
     fn value(&mut self, json: &'a str, depth: usize) -> Result<(), DataError> {
         match json.as_bytes() {
             [b'{' | b'[', ..] => self.container(json, depth + 1),
@@ -108,7 +120,7 @@ impl<'a> Walk<'a> {
         if self.leaves.len() == limits::DATA_LEAVES {
             return Err(DataError::TooManyValues);
         }
-        self.leaves.push(&self.key, value);
+        self.leaves.push(&self.scratch.key, value);
         Ok(())
     }
 
@@ -116,33 +128,33 @@ impl<'a> Walk<'a> {
         if depth > limits::DATA_DEPTH {
             return Err(DataError::TooDeep);
         }
-        let (first, key) = (self.siblings.len(), self.key.len());
+        let (first, key) = (self.scratch.siblings.len(), self.scratch.key.len());
         let mut level = serde_json::Deserializer::from_str(json);
-        Level(&mut self.siblings).deserialize(&mut level)?;
+        Level(&mut self.scratch.siblings).deserialize(&mut level)?;
         level.end()?;
 
         let is_object = json.starts_with('{');
         if is_object {
-            null_overwritten(&mut self.siblings[first..]);
+            null_overwritten(&mut self.scratch.siblings[first..]);
         }
-        if self.siblings.len() == first && depth == 1 {
+        if self.scratch.siblings.len() == first && depth == 1 {
             // The whole data is empty: it has no path, and no values.
             return Ok(());
         }
-        if self.siblings.len() == first {
+        if self.scratch.siblings.len() == first {
             return self.push(Scalar::Literal(if is_object { "{}" } else { "[]" }));
         }
-        for at in first..self.siblings.len() {
-            let (name, json) = std::mem::take(&mut self.siblings[at]);
+        for at in first..self.scratch.siblings.len() {
+            let (name, json) = std::mem::take(&mut self.scratch.siblings[at]);
             if is_object {
-                push_member(&mut self.key, &name);
+                push_member(&mut self.scratch.key, &name);
             } else {
-                push_index(&mut self.key, at - first);
+                push_index(&mut self.scratch.key, at - first);
             }
             self.value(json, depth)?;
-            self.key.truncate(key);
+            self.scratch.key.truncate(key);
         }
-        self.siblings.truncate(first);
+        self.scratch.siblings.truncate(first);
         Ok(())
     }
 }

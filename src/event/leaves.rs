@@ -103,7 +103,14 @@ impl Leaves {
 
     /// The value at a path.
     pub fn get(&self, path: &super::JsonPath) -> Option<Scalar<'_>> {
-        self.iter().find_map(|(key, value)| (key == path.key()).then_some(value))
+        let mut rest = self.entries.as_slice();
+        let value = loop {
+            let (key, value) = (take(&mut rest)?, take(&mut rest)?);
+            if key == path.key().as_bytes() {
+                break value;
+            }
+        };
+        std::str::from_utf8(value).ok().map(scalar)
     }
 
     /// Appends RowBinary of `Map(String, String)`.
@@ -155,6 +162,11 @@ pub fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
 
 /// Takes a `String` that `push` wrote; None at the end.
 fn take_text<'a>(rest: &mut &'a [u8]) -> Option<&'a str> {
+    std::str::from_utf8(take(rest)?).ok()
+}
+
+/// The same, as bytes.
+fn take<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
     let (mut length, mut shift) = (0, 0);
     loop {
         let (&byte, after) = rest.split_first()?;
@@ -167,7 +179,7 @@ fn take_text<'a>(rest: &mut &'a [u8]) -> Option<&'a str> {
     }
     let (text, after) = rest.split_at_checked(length)?;
     *rest = after;
-    std::str::from_utf8(text).ok()
+    Some(text)
 }
 
 #[cfg(test)]

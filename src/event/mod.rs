@@ -1,5 +1,6 @@
 //! Events: CloudEvents in all their forms, the values in them, their identity.
 
+mod attributes;
 mod body;
 mod cloudevent;
 mod command;
@@ -14,6 +15,7 @@ mod rebuild;
 #[cfg(test)]
 mod tests;
 
+pub use attributes::Attributes;
 pub use body::{BodyError, Form, names, parse};
 pub use decimal::{Decimal, DecimalError, value};
 pub use flatten::DataError;
@@ -27,14 +29,8 @@ pub use leaves::{Leaves, Scalar, plain_key, put_bytes, put_varint};
 /// Its identity is (namespace, source, id), as CloudEvents says; the namespace is the Kubernetes namespace it was posted to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
-    /// CloudEvents `id`.
-    pub id: String,
-    /// CloudEvents `source`.
-    pub source: String,
-    /// CloudEvents `type`.
-    pub event_type: String,
-    /// CloudEvents `subject`.
-    pub subject: String,
+    /// CloudEvents `id`, `source`, `type` and `subject`.
+    pub attributes: Attributes,
     /// CloudEvents `time` in milliseconds since 1970 UTC; absent: the time of arrival counts.
     pub time_ms: Option<i64>,
     /// The scalars of `data`.

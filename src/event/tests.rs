@@ -42,6 +42,10 @@ fn event(form: Form, body: &str) -> Event {
     }
 }
 
+fn attributes(Event { attributes, .. }: &Event) -> (&str, &str, &str, &str) {
+    (attributes.id(), attributes.source(), attributes.event_type(), attributes.subject())
+}
+
 fn command(form: Form, body: &str) -> Command {
     match one(form, body).parsed {
         Ok(Incoming::Command(command)) => command,
@@ -63,7 +67,7 @@ fn a_good_event_is_read_whole() {
     let item = one(Form::Structured, &format!("\n {body} \n"));
     assert_eq!(item.raw, body);
     let Ok(Incoming::Event(event)) = item.parsed else { panic!() };
-    assert_eq!((&*event.id, &*event.source, &*event.event_type, &*event.subject), ("e-1", "gw", "api.request", "acme"));
+    assert_eq!(attributes(&event), ("e-1", "gw", "api.request", "acme"));
     assert_eq!(event.time_ms, Some(1_743_301_800_123));
     assert_eq!(event.data.to_json(), r#"{"tokens":12.50}"#);
 }
@@ -83,9 +87,9 @@ fn odd_texts_stay_themselves() {
         let json = serde_json::Value::from(text).to_string();
         let body = cloudevent(&[&format!("\"subject\":{json}"), &format!("\"id\":{json}")]);
         let event = event(Form::Structured, &body);
-        assert_eq!((&*event.subject, &*event.id), (text, text));
+        assert_eq!((event.attributes.subject(), event.attributes.id()), (text, text));
     }
-    assert_eq!(event(Form::Structured, &cloudevent(&[r#""\u0069d":"\ud83d\ude00""#, r#""id""#])).id, "😀");
+    assert_eq!(event(Form::Structured, &cloudevent(&[r#""\u0069d":"\ud83d\ude00""#, r#""id""#])).attributes.id(), "😀");
 }
 
 #[test]
@@ -298,10 +302,10 @@ fn eventbridge_is_read_where_json_may_be_anything() {
     };
     for form in [Form::Json, Form::Ndjson] {
         let read = event(form, &bridge(r#"{"subject":"acme","tenantId":"other","tokens":1}"#));
-        assert_eq!((&*read.id, &*read.source, &*read.event_type, &*read.subject), ("e-1", "gw", "api.request", "acme"));
+        assert_eq!(attributes(&read), ("e-1", "gw", "api.request", "acme"));
         assert_eq!((read.time_ms, read.data.len()), (Some(1_743_301_800_000), 3));
     }
-    assert_eq!(event(Form::Json, &bridge(r#"{"tenantId":"acme"}"#)).subject, "acme");
+    assert_eq!(event(Form::Json, &bridge(r#"{"tenantId":"acme"}"#)).attributes.subject(), "acme");
     for (detail, code, message) in [
         ("{}", RejectCode::MissingAttribute, "detail.subject or detail.tenantId"),
         (r#"{"subject":7,"tenantId":"acme"}"#, RejectCode::InvalidEvent, "detail.subject must be a string"),
@@ -393,7 +397,7 @@ fn binary_mode_is_the_structured_form_in_headers() {
     };
     let form = || Form::of(Some("application/json"), &headers(&good)).unwrap();
     let read = event(form(), "\n{\"tokens\": 1.50}\n");
-    assert_eq!((&*read.id, &*read.source, &*read.subject), ("e 1%", "a \"gw\"", "Euro € 😀"));
+    assert_eq!((read.attributes.id(), read.attributes.source(), read.attributes.subject()), ("e 1%", "a \"gw\"", "Euro € 😀"));
     assert_eq!((read.time_ms, read.data.to_json()), (Some(1_743_301_800_000), r#"{"tokens":1.50}"#.to_owned()));
     assert!(event(form(), "").data.is_empty());
     // What is kept of it can be replayed as one structured event.

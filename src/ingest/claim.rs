@@ -9,9 +9,7 @@
 //! Of all who claim an identity one at most sees no other claim: the first one, if it looks before the second claims. It
 //! alone writes a *first sending*, once; everybody else's rows say that there may be others ([`crate::warehouse::row`]).
 
-use bytes::Bytes;
-
-use super::commit::{INSERT, retried};
+use super::commit::{INSERT, pieces, retried};
 use super::look::{Claims, Lookup};
 use crate::warehouse::row::{IDENTITY_COLUMNS, Row};
 use crate::warehouse::{Error, Warehouse};
@@ -25,11 +23,13 @@ pub(super) async fn claim(warehouse: &Warehouse, lookup: &mut Lookup, rows: &[&R
     if new.is_empty() {
         return Ok((first, None));
     }
-    let mut claims = Vec::with_capacity(new.iter().map(|row| row.encoded_identity_len()).sum());
-    new.iter().for_each(|row| row.encode_identity(&mut claims));
-    let claims = Bytes::from(claims);
+    let bytes = new.iter().map(|row| row.encoded_identity_len()).sum();
     // Claimed twice by a retry, it is claimed for the same key, and not taken for a first sending.
-    retried(warehouse, || warehouse.insert("identities", IDENTITY_COLUMNS, claims.clone(), "kubemeter-identities", INSERT)).await?;
+    retried(warehouse, || {
+        let pieces = pieces(&new, Row::encode_identity);
+        warehouse.insert(("identities", IDENTITY_COLUMNS), bytes, pieces, "kubemeter-identities", INSERT)
+    })
+    .await?;
     let ids: Vec<u128> = new.iter().map(|row| row.identity).collect();
     let (contested, block) = lookup.after(&ids).await?;
     first.extend(contested);

@@ -32,6 +32,8 @@ const ROUND_BYTES: usize = 32 * 1_024 * 1_024;
 /// senders that were answered together come again together, and ClickHouse gets few large INSERTs instead of many small
 /// ones. Who is alone, or comes later than that, waits for nobody.
 const LINGER: Duration = Duration::from_millis(100);
+/// Bytes of rows that are sent at a time.
+const PIECE: usize = 128 * 1_024;
 /// Deadline of one INSERT.
 pub(super) const INSERT: Duration = Duration::from_secs(30);
 /// How long after a round without another one what other gateways stored is looked at.
@@ -289,7 +291,7 @@ async fn settle(warehouse: &Warehouse, lookup: &mut Lookup, round: &mut [Waiting
             at += 1;
             let key = claimed.get(&row.identity).map(|claim| &claim.key);
             let Some(of) = key.or_else(|| in_round.get(&row.identity)) else { return true };
-            let (is_stored, same_type) = (stored.contains_key(&row.identity), of.event_type == row.event.event_type);
+            let (is_stored, same_type) = (stored.contains_key(&row.identity), of.event_type == row.event.attributes.event_type());
             // Its one row is that of the round that claimed it, and ClickHouse has confirmed all INSERTs of that round: no
             // table lacks it. Had it been purged and completed since, or cancelled, its row would be another.
             let is_everywhere = stored.get(&row.identity) == Some(&true) && written.contains(&row.identity);
@@ -297,7 +299,7 @@ async fn settle(warehouse: &Warehouse, lookup: &mut Lookup, round: &mut [Waiting
                 // What is stored stays as it is.
                 Some(_) if is_everywhere => false,
                 Some(_) if is_stored && same_type => {
-                    let ids = settled.again.entry((row.namespace.to_string(), row.event.event_type.clone())).or_default();
+                    let ids = settled.again.entry((row.namespace.to_string(), row.event.attributes.event_type().to_owned())).or_default();
                     ids.push(row.identity);
                     *repeats = true;
                     false
@@ -394,24 +396,33 @@ async fn insert_rows(warehouse: &Warehouse, table: &str, rows: &[&Row]) -> Resul
         warehouse.ensure_landing(table).await?;
         // An INSERT that failed may have stored all or some: from then on the rows are none that come for the first time.
         let is_again = is_sent.swap(true, Ordering::Relaxed);
-        warehouse.insert(table, COLUMNS, encode(rows, is_again), &insert_name(table), INSERT).await
+        let bytes = rows.iter().map(|row| row.encoded_len()).sum();
+        let pieces = pieces(rows, |row, out| row.encode(out, is_again));
+        warehouse.insert((table, COLUMNS), bytes, pieces, &insert_name(table), INSERT).await
     })
     .instrument(tracing::info_span!("INSERT", table))
     .await
 }
 
-/// Rows as they are inserted.
-fn encode(rows: &[&Row], is_again: bool) -> Bytes {
-    let mut encoded = Vec::with_capacity(rows.iter().map(|row| row.encoded_len()).sum());
-    rows.iter().for_each(|row| row.encode(&mut encoded, is_again));
-    encoded.into()
+/// Rows as they are inserted, in pieces: each is on its way while it is still in the processor's cache, and its memory is used again.
+pub(super) fn pieces(rows: &[&Row], encode: impl Fn(&Row, &mut Vec<u8>)) -> impl Iterator<Item = Bytes> {
+    let mut rows = rows.iter();
+    std::iter::from_fn(move || {
+        let mut piece = Vec::with_capacity(PIECE + PIECE / 8);
+        while piece.len() < PIECE {
+            let Some(row) = rows.next() else { break };
+            encode(row, &mut piece);
+        }
+        (!piece.is_empty()).then(|| piece.into())
+    })
 }
 
 async fn insert_rejects(warehouse: &Warehouse, rows: Bytes) -> Result<(), Error> {
     if rows.is_empty() {
         return Ok(());
     }
-    retried(warehouse, || warehouse.insert("rejects", REJECT_COLUMNS, rows.clone(), "kubemeter-rejects", INSERT)).await
+    let table = ("rejects", REJECT_COLUMNS);
+    retried(warehouse, || warehouse.insert(table, rows.len(), [rows.clone()].into_iter(), "kubemeter-rejects", INSERT)).await
 }
 
 /// Tries a call again, the same each time, while ClickHouse says "not now" and for a bounded time.

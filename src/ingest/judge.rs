@@ -3,10 +3,11 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use foldhash::fast::RandomState;
 use uuid::Uuid;
 
 use crate::catalog::{Catalog, KnownMeter};
-use crate::event::{Command, Decimal, Event, Incoming, Leaves, Refusal, Scalar, identity, value};
+use crate::event::{Attributes, Command, Decimal, Event, Incoming, Leaves, Refusal, Scalar, identity, value};
 use crate::meter::{Definition, Measure};
 use crate::metering::RejectCode;
 use crate::warehouse::row::Row;
@@ -43,13 +44,19 @@ pub struct Judge<'a> {
     shared_namespace: Arc<str>,
     known_customers_only: bool,
     arrival_us: i64,
-    meters: HashMap<String, Vec<Arc<KnownMeter>>>,
+    types: HashMap<String, OfType, RandomState>,
+}
+
+/// What all events of a type share.
+struct OfType {
+    landing: Landing,
+    meters: Vec<Arc<KnownMeter>>,
 }
 
 impl<'a> Judge<'a> {
     /// For events that arrived at a time, µs since 1970.
     pub fn new(catalog: &'a Catalog, namespace: &'a str, known_customers_only: bool, arrival_us: i64) -> Self {
-        Self { catalog, namespace, shared_namespace: namespace.into(), known_customers_only, arrival_us, meters: HashMap::new() }
+        Self { catalog, namespace, shared_namespace: namespace.into(), known_customers_only, arrival_us, types: HashMap::default() }
     }
 
     /// Judges what one item means.
@@ -63,11 +70,11 @@ impl<'a> Judge<'a> {
         match item? {
             Incoming::Event(event) => self.event(event).map(Judged::Row),
             Incoming::Command(Command::Onboard { id, source, tenant_id, tenant_name }) => {
-                let row = self.row(command_event(id, source, "onboardingRequest", &tenant_id, tenant_name.as_deref()));
+                let row = self.row(command_event(&id, &source, "onboardingRequest", &tenant_id, tenant_name.as_deref()));
                 Ok(Judged::Onboard { tenant_id, tenant_name, row })
             }
             Incoming::Command(Command::Offboard { id, source, tenant_id }) => {
-                let row = self.row(command_event(id, source, "offboardingRequest", &tenant_id, None));
+                let row = self.row(command_event(&id, &source, "offboardingRequest", &tenant_id, None));
                 Ok(Judged::Offboard { tenant_id, row })
             }
             Incoming::Command(Command::IngestUsage { id, source, tenant_id, meter_id, time_ms, data }) => {
@@ -77,8 +84,8 @@ impl<'a> Judge<'a> {
                             Ok(data) => data,
                             Err((code, message)) => return Err(Refusal { code, source: Some(source), id: Some(id), message }),
                         };
-                        self.event(Event { id, source, event_type: definition.event_type, subject: tenant_id, time_ms, data })
-                            .map(Judged::Row)
+                        let attributes = Attributes::new(&id, &source, &definition.event_type, &tenant_id);
+                        self.event(Event { attributes, time_ms, data }).map(Judged::Row)
                     }
                     None => Err(Refusal {
                         code: RejectCode::InvalidEvent,
@@ -96,15 +103,16 @@ impl<'a> Judge<'a> {
 
     fn event(&mut self, event: Event) -> Result<Row, Refusal> {
         if let Err((code, message)) = self.check(&event) {
-            return Err(Refusal { code, source: Some(event.source), id: Some(event.id), message });
+            let [source, id] = [event.attributes.source(), event.attributes.id()].map(|text| Some(text.to_owned()));
+            return Err(Refusal { code, source, id, message });
         }
         Ok(self.row(event))
     }
 
-    fn row(&self, event: Event) -> Row {
+    fn row(&mut self, event: Event) -> Row {
         Row {
-            identity: identity(self.namespace, &event.source, &event.id),
-            landing: Landing::of(self.namespace, &event.event_type),
+            identity: identity(self.namespace, event.attributes.source(), event.attributes.id()),
+            landing: self.of_type(event.attributes.event_type()).landing,
             namespace: Arc::clone(&self.shared_namespace),
             received_us: self.arrival_us,
             version: Row::arrival_version(self.arrival_us),
@@ -115,21 +123,27 @@ impl<'a> Judge<'a> {
     }
 
     fn check(&mut self, event: &Event) -> Result<(), (RejectCode, String)> {
-        if self.known_customers_only && !self.catalog.has_subject(self.namespace, &event.subject) {
-            return Err((
-                RejectCode::UnknownCustomer,
-                format!("subject {:?} is no Customer's in namespace {}", event.subject, self.namespace),
-            ));
+        let subject = event.attributes.subject();
+        if self.known_customers_only && !self.catalog.has_subject(self.namespace, subject) {
+            return Err((RejectCode::UnknownCustomer, format!("subject {subject:?} is no Customer's in namespace {}", self.namespace)));
         }
-        if !self.meters.contains_key(&event.event_type) {
-            self.meters.insert(event.event_type.clone(), self.catalog.meters_of_type(self.namespace, &event.event_type));
-        }
-        for meter in self.meters.get(&event.event_type).into_iter().flatten() {
+        for meter in &self.of_type(event.attributes.event_type()).meters {
             if let Some(definition) = &meter.definition {
                 countable(definition, &event.data).map_err(|(code, message)| (code, format!("{message} (meter {})", meter.meter_id)))?;
             }
         }
         Ok(())
+    }
+
+    fn of_type(&mut self, event_type: &str) -> &OfType {
+        if !self.types.contains_key(event_type) {
+            let of_type = OfType {
+                landing: Landing::of(self.namespace, event_type),
+                meters: self.catalog.meters_of_type(self.namespace, event_type),
+            };
+            self.types.insert(event_type.to_owned(), of_type);
+        }
+        &self.types[event_type]
     }
 }
 
@@ -146,12 +160,12 @@ pub fn countable(definition: &Definition, data: &Leaves) -> Result<(), (RejectCo
 }
 
 /// A command as the event that says that it was carried out.
-fn command_event(id: String, source: String, event_type: &str, tenant_id: &str, tenant_name: Option<&str>) -> Event {
+fn command_event(id: &str, source: &str, event_type: &str, tenant_id: &str, tenant_name: Option<&str>) -> Event {
     let mut data = Leaves::new();
     if let Some(name) = tenant_name {
         data.push("$.tenantName", Scalar::Text(name));
     }
-    Event { id, source, event_type: event_type.to_owned(), subject: tenant_id.to_owned(), time_ms: None, data }
+    Event { attributes: Attributes::new(id, source, event_type, tenant_id), time_ms: None, data }
 }
 
 /// The data of an `ingestUsage` command as the meter reads it: `value` at the value path, declared dimensions at their

@@ -116,27 +116,27 @@ impl Filter {
         self.lines.len() as u64 * 64
     }
 
-    /// The identity's line and its bits there: the low half chooses the line, the high half seven bits of 512.
-    fn place(&self, identity: u128) -> (usize, [u64; 8]) {
-        let line = ((identity & u128::from(u64::MAX)) * self.lines.len() as u128) >> 64;
-        let mut bits = [0; 8];
-        let mut choice = (identity >> 64) as u64;
-        for _ in 0..7 {
-            bits[(choice & 7) as usize] |= 1 << (choice >> 3 & 63);
-            choice >>= 9;
-        }
-        (line as usize, bits)
+    /// The low half of an identity chooses its line.
+    fn line(&self, identity: u128) -> usize {
+        (((identity & u128::from(u64::MAX)) * self.lines.len() as u128) >> 64) as usize
+    }
+
+    /// The high half chooses seven bits of 512: of each the word of the line, and the place in it.
+    fn bits(identity: u128) -> impl Iterator<Item = (usize, u64)> {
+        let choice = (identity >> 64) as u64;
+        (0..7).map(move |n| choice >> (9 * n)).map(|choice| ((choice & 7) as usize, choice >> 3 & 63))
     }
 
     fn insert(&mut self, identity: u128) {
-        let (line, bits) = self.place(identity);
-        self.lines[line].iter_mut().zip(bits).for_each(|(line, bits)| *line |= bits);
+        let line = self.line(identity);
+        Self::bits(identity).for_each(|(word, bit)| self.lines[line][word] |= 1 << bit);
         self.count += 1;
     }
 
     fn may_have(&self, identity: u128) -> bool {
-        let (line, bits) = self.place(identity);
-        self.lines[line].iter().zip(bits).all(|(line, bits)| line & bits == bits)
+        let line = &self.lines[self.line(identity)];
+        // All bits, without a branch between: the processor then fetches the lines of several identities at a time.
+        Self::bits(identity).fold(1, |all, (word, bit)| all & line[word] >> bit) & 1 == 1
     }
 }
 

@@ -25,22 +25,33 @@ impl<R: Registry> Service<R> {
         self.synced()?;
         let arrival_us = Timestamp::now().as_microsecond();
         let mut judge = Judge::new(&self.catalog, &caller.namespace, self.known_customers_only, arrival_us);
-        let judged: Vec<_> = items.into_iter().map(|Item { raw, parsed }| (raw, judge.judge(parsed))).collect();
-        let (all_good, is_single) = (judged.iter().all(|(_, judged)| judged.is_ok()), judged.len() == 1);
-        let mut submission = Submission { atomic, rows: Vec::with_capacity(judged.len()), ..Submission::default() };
+        let is_single = items.len() == 1;
+        let mut submission = Submission { atomic, rows: Vec::with_capacity(items.len()), ..Submission::default() };
         // Of each row of the submission: its place in the request, and how it came.
-        let mut origins = Vec::with_capacity(judged.len());
-        let mut answer = Ingested::default();
-
-        for (index, (raw, judged)) in judged.into_iter().enumerate() {
-            let refusal = match judged {
-                Err(refusal) => refusal,
-                Ok(_) if atomic && !all_good => continue,
+        let mut origins = Vec::with_capacity(items.len());
+        let (mut others, mut all_good) = (Vec::new(), true);
+        for (index, Item { raw, parsed }) in items.into_iter().enumerate() {
+            match judge.judge(parsed) {
                 Ok(Judged::Row(row)) => {
                     origins.push((index, raw));
                     submission.rows.push(row);
-                    continue;
                 }
+                other => {
+                    all_good &= other.is_ok();
+                    others.push((index, raw, other));
+                }
+            }
+        }
+        if atomic && !all_good {
+            submission.rows.clear();
+            origins.clear();
+        }
+        let mut answer = Ingested::default();
+
+        for (index, raw, judged) in others {
+            let refusal = match judged {
+                Err(refusal) => refusal,
+                Ok(_) if atomic && !all_good => continue,
                 Ok(_) if atomic && !is_single => {
                     return Err(invalid(
                         "invalid_parameter",
@@ -96,7 +107,7 @@ impl<R: Registry> Service<R> {
     async fn carry_out(&self, caller: &Caller, command: Judged) -> Result<Row, Error> {
         let (Judged::Row(row) | Judged::Onboard { row, .. } | Judged::Offboard { row, .. }) = &command;
         self.warehouse.ensure_bootstrap().await?;
-        if self.warehouse.has_event(row.identity, &row.event.event_type).await? {
+        if self.warehouse.has_event(row.identity, row.event.attributes.event_type()).await? {
             return Ok(row.clone());
         }
         match command {

@@ -277,11 +277,19 @@ impl Warehouse {
         &self.database
     }
 
-    /// Inserts RowBinary. Ok means that ClickHouse has written every row, through every view.
+    /// Inserts RowBinary of so many bytes, about, in pieces that are made when they are sent. Ok means that ClickHouse has written
+    /// every row, through every view.
     ///
     /// # Errors
     /// See [`Error`]; after any of them the rows may or may not be there.
-    pub async fn insert(&self, table: &str, columns: &str, rows: Bytes, name: &str, deadline: Duration) -> Result<(), Error> {
+    pub async fn insert(
+        &self,
+        (table, columns): (&str, &str),
+        bytes: usize,
+        pieces: impl Iterator<Item = Bytes>,
+        name: &str,
+        deadline: Duration,
+    ) -> Result<(), Error> {
         let sql = format!("INSERT INTO {} ({columns}) FORMAT RowBinary", self.table(table));
         let mut insert = self
             .client
@@ -290,11 +298,13 @@ impl Warehouse {
             .with_setting("max_execution_time", deadline.as_secs().to_string())
             // No key comes twice in a round: collapsing a block before it is written would cost an eighth of the INSERT for nothing.
             .with_setting("optimize_on_insert", "0");
-        if rows.len() < SMALL_INSERT {
+        if bytes < SMALL_INSERT {
             insert = insert.with_setting("max_threads", "1").with_setting("parallel_view_processing", "0");
         }
         self.timed(deadline, async move {
-            insert.send(rows).await?;
+            for piece in pieces {
+                insert.send(piece).await?;
+            }
             insert.end().await
         })
         .await

@@ -82,9 +82,9 @@ impl Row {
 
     /// Gives the row the key that its identity has, so that it collapses with the rows of its other sendings.
     pub fn adopt(&mut self, key: &StoredKey) {
-        debug_assert_eq!(self.event.event_type, key.event_type, "of another type it would be another event to other meters");
+        debug_assert_eq!(self.event.attributes.event_type(), key.event_type, "of another type it would be another event to other meters");
         self.time_ms = key.time_ms;
-        self.event.subject.clone_from(&key.subject);
+        self.event.attributes.set_subject(&key.subject);
     }
 
     /// Makes the row take the place of what the first to claim its identity failed to store, at a time of ClickHouse's
@@ -97,12 +97,14 @@ impl Row {
 
     /// The key that it has.
     pub fn key(&self) -> StoredKey {
-        StoredKey { time_ms: self.time_ms, subject: self.event.subject.clone(), event_type: self.event.event_type.clone() }
+        let attributes = &self.event.attributes;
+        StoredKey { time_ms: self.time_ms, subject: attributes.subject().to_owned(), event_type: attributes.event_type().to_owned() }
     }
 
     /// Whether it has a key.
     pub fn has_key(&self, key: &StoredKey) -> bool {
-        (self.time_ms, &self.event.subject, &self.event.event_type) == (key.time_ms, &key.subject, &key.event_type)
+        let attributes = &self.event.attributes;
+        (self.time_ms, attributes.subject(), attributes.event_type()) == (key.time_ms, key.subject.as_str(), key.event_type.as_str())
     }
 
     /// Bytes of memory that it takes, about, until it is confirmed: itself, its texts, and these once more in the INSERT.
@@ -112,22 +114,21 @@ impl Row {
 
     /// Bytes that [`encode`](Self::encode) adds, about.
     pub fn encoded_len(&self) -> usize {
-        let e = &self.event;
-        self.namespace.len() + e.event_type.len() + e.subject.len() + e.source.len() + e.id.len() + e.data.encoded_len() + 80
+        self.namespace.len() + self.event.attributes.bytes() + self.event.data.encoded_len() + 80
     }
 
     /// Appends the row in the order of [`COLUMNS`], as one that may be there already or for the first time.
     pub fn encode(&self, out: &mut Vec<u8>, is_again: bool) {
-        let event = &self.event;
+        let Event { attributes, data, .. } = &self.event;
         put_bytes(out, self.namespace.as_bytes());
-        put_bytes(out, event.event_type.as_bytes());
-        put_bytes(out, event.subject.as_bytes());
+        put_bytes(out, attributes.event_type().as_bytes());
+        put_bytes(out, attributes.subject().as_bytes());
         out.extend_from_slice(&self.time_ms.to_le_bytes());
         out.extend_from_slice(&self.identity.to_le_bytes());
-        put_bytes(out, event.source.as_bytes());
-        put_bytes(out, event.id.as_bytes());
+        put_bytes(out, attributes.source().as_bytes());
+        put_bytes(out, attributes.id().as_bytes());
         out.extend_from_slice(&self.received_us.to_le_bytes());
-        event.data.encode(out);
+        data.encode(out);
         let version = if is_again { written_again(self.version) } else { self.version };
         out.extend_from_slice(&version.to_le_bytes());
         put_uuid(out, self.cancellation);
@@ -135,15 +136,15 @@ impl Row {
 
     /// Bytes that [`encode_identity`](Self::encode_identity) adds, about.
     pub fn encoded_identity_len(&self) -> usize {
-        self.namespace.len() + self.event.event_type.len() + self.event.subject.len() + 32
+        self.namespace.len() + self.event.attributes.event_type().len() + self.event.attributes.subject().len() + 32
     }
 
     /// Appends the claim of its identity in the order of [`IDENTITY_COLUMNS`].
     pub fn encode_identity(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.identity.to_le_bytes());
         put_bytes(out, self.namespace.as_bytes());
-        put_bytes(out, self.event.event_type.as_bytes());
-        put_bytes(out, self.event.subject.as_bytes());
+        put_bytes(out, self.event.attributes.event_type().as_bytes());
+        put_bytes(out, self.event.attributes.subject().as_bytes());
         out.extend_from_slice(&self.time_ms.to_le_bytes());
     }
 }

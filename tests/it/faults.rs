@@ -309,7 +309,7 @@ async fn what_is_sent_again_with_other_data_changes_nothing() {
         // As from an INSERT that is tried again.
         row.encode(&mut bytes, true);
         let landing = Landings::NEW.table(row.landing);
-        lab.warehouse.insert(&landing, COLUMNS, bytes.into(), "test", Duration::from_secs(30)).await.unwrap();
+        lab.warehouse.insert((&landing, COLUMNS), bytes.len(), [bytes.into()].into_iter(), "test", Duration::from_secs(30)).await.unwrap();
     }
     assert_eq!(lab.number("sum").await, "11");
     // By the backfill it is the same.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use kubemeter::api::{Aggregation, Meter};
 use kubemeter::catalog::Catalog;
-use kubemeter::event::{Decimal, Event, Incoming, JsonPath, Leaves, Scalar};
+use kubemeter::event::{Attributes, Decimal, Event, Incoming, JsonPath, Leaves, Scalar};
 use kubemeter::ingest::{Committer, Judge, Judged, Submission};
 use kubemeter::telemetry::Metrics;
 use proptest::prelude::*;
@@ -28,10 +28,7 @@ async fn store(lab: &Lab, data: Vec<Leaves>) -> Vec<u128> {
     let mut rows = Vec::new();
     for (n, data) in data.into_iter().enumerate() {
         let event = Event {
-            id: n.to_string(),
-            source: "parity".to_owned(),
-            event_type: "t".to_owned(),
-            subject: format!("s{}", n % 10),
+            attributes: Attributes::new(&n.to_string(), "parity", "t", &format!("s{}", n % 10)),
             time_ms: Some(1_772_600_000_000 + i64::try_from(n).unwrap()),
             data,
         };
