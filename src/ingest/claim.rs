@@ -12,7 +12,7 @@
 use super::commit::{INSERT, pieces, retried};
 use super::look::{Claims, Lookup};
 use crate::warehouse::row::{IDENTITY_COLUMNS, Row};
-use crate::warehouse::{Error, Warehouse};
+use crate::warehouse::{Error, Insert, Warehouse};
 
 /// Claims what is new among rows of different identities, and tells the first claims of all identities that were claimed
 /// before or are claimed more than once. What it doesn't tell is this round's alone. And the number of the INSERT of what
@@ -24,12 +24,10 @@ pub(super) async fn claim(warehouse: &Warehouse, lookup: &mut Lookup, rows: &[&R
         return Ok((first, None));
     }
     let bytes = new.iter().map(|row| row.encoded_identity_len()).sum();
+    let (table, columns) = ("identities", IDENTITY_COLUMNS);
+    let insert = Insert { table, columns, bytes, name: "kubemeter-identities", deadline: INSERT, is_alone: false };
     // Claimed twice by a retry, it is claimed for the same key, and not taken for a first sending.
-    retried(warehouse, || {
-        let pieces = pieces(&new, Row::encode_identity);
-        warehouse.insert(("identities", IDENTITY_COLUMNS), bytes, pieces, "kubemeter-identities", INSERT)
-    })
-    .await?;
+    retried(warehouse, || warehouse.insert(insert, pieces(&new, Row::encode_identity))).await?;
     let ids: Vec<u128> = new.iter().map(|row| row.identity).collect();
     let (contested, block) = lookup.after(&ids).await?;
     first.extend(contested);

@@ -18,7 +18,7 @@ use crate::event::put_bytes;
 use crate::telemetry::Metrics;
 use crate::warehouse::row::{COLUMNS, Row, put_uuid};
 use crate::warehouse::schema::Landings;
-use crate::warehouse::{Error, StoredKey, Warehouse, insert_name};
+use crate::warehouse::{Error, Insert, StoredKey, Warehouse, insert_name};
 
 /// Bytes of memory of rows that may wait or be on their way ([`Row::weight`]). Beyond, requests are told to come again.
 const QUEUE_BYTES: usize = 64 * 1_024 * 1_024;
@@ -341,7 +341,7 @@ async fn write(warehouse: &Warehouse, round: Vec<Waiting>, settled: Settled) -> 
         rows.retain(|row| seen.insert(row.identity));
     }
     let (landed, rejects, again) = tokio::join!(
-        insert_landings(warehouse, settled.landings, &rows),
+        insert_landings(warehouse, settled.landings, &rows, round.len() == 1),
         insert_rejects(warehouse, kept.into()),
         write_again(warehouse, settled.again)
     );
@@ -380,25 +380,25 @@ fn answer(round: Vec<Waiting>, result: impl Fn(&Waiting) -> Result<(), Error>) {
 }
 
 /// One INSERT per landing table, all at once; by the table's number.
-async fn insert_landings(warehouse: &Warehouse, landings: Landings, rows: &[&Row]) -> HashMap<u64, Result<(), Error>> {
+async fn insert_landings(warehouse: &Warehouse, landings: Landings, rows: &[&Row], is_alone: bool) -> HashMap<u64, Result<(), Error>> {
     let mut by_number: HashMap<u64, Vec<&Row>> = HashMap::new();
     rows.iter().for_each(|row| by_number.entry(landings.number(row.landing)).or_default().push(row));
     let inserts = by_number.into_iter().map(|(number, rows)| async move {
         let table = landings.name(number);
-        (number, insert_rows(warehouse, &table, &rows).await)
+        (number, insert_rows(warehouse, &table, &rows, is_alone).await)
     });
     futures::future::join_all(inserts).await.into_iter().collect()
 }
 
-async fn insert_rows(warehouse: &Warehouse, table: &str, rows: &[&Row]) -> Result<(), Error> {
+async fn insert_rows(warehouse: &Warehouse, table: &str, rows: &[&Row], is_alone: bool) -> Result<(), Error> {
     let is_sent = AtomicBool::new(false);
     retried(warehouse, || async {
         warehouse.ensure_landing(table).await?;
         // An INSERT that failed may have stored all or some: from then on the rows are none that come for the first time.
         let is_again = is_sent.swap(true, Ordering::Relaxed);
         let bytes = rows.iter().map(|row| row.encoded_len()).sum();
-        let pieces = pieces(rows, |row, out| row.encode(out, is_again));
-        warehouse.insert((table, COLUMNS), bytes, pieces, &insert_name(table), INSERT).await
+        let insert = Insert { table, columns: COLUMNS, bytes, name: &insert_name(table), deadline: INSERT, is_alone };
+        warehouse.insert(insert, pieces(rows, |row, out| row.encode(out, is_again))).await
     })
     .instrument(tracing::info_span!("INSERT", table))
     .await
@@ -421,8 +421,9 @@ async fn insert_rejects(warehouse: &Warehouse, rows: Bytes) -> Result<(), Error>
     if rows.is_empty() {
         return Ok(());
     }
-    let table = ("rejects", REJECT_COLUMNS);
-    retried(warehouse, || warehouse.insert(table, rows.len(), [rows.clone()].into_iter(), "kubemeter-rejects", INSERT)).await
+    let (columns, bytes) = (REJECT_COLUMNS, rows.len());
+    let insert = Insert { table: "rejects", columns, bytes, name: "kubemeter-rejects", deadline: INSERT, is_alone: false };
+    retried(warehouse, || warehouse.insert(insert, std::iter::once(rows.clone()))).await
 }
 
 /// Tries a call again, the same each time, while ClickHouse says "not now" and for a bounded time.

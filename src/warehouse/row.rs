@@ -107,9 +107,9 @@ impl Row {
         (self.time_ms, attributes.subject(), attributes.event_type()) == (key.time_ms, key.subject.as_str(), key.event_type.as_str())
     }
 
-    /// Bytes of memory that it takes, about, until it is confirmed: itself, its texts, and these once more in the INSERT.
+    /// Bytes of memory that it takes, about, until it is confirmed: itself and its texts.
     pub fn weight(&self) -> usize {
-        size_of::<Self>() + 2 * self.encoded_len()
+        size_of::<Self>() + self.encoded_len()
     }
 
     /// Bytes that [`encode`](Self::encode) adds, about.

@@ -9,9 +9,9 @@ use kubemeter::event::{Form, parse};
 use kubemeter::ingest::{Judge, Judged};
 use kubemeter::metering::{CancelRequest, CancelTarget, Error, EventRef, Metering as _, Records as _, UsageQuery};
 use kubemeter::reconcile::Reconciler;
-use kubemeter::warehouse::Warehouse;
 use kubemeter::warehouse::row::COLUMNS;
 use kubemeter::warehouse::schema::Landings;
+use kubemeter::warehouse::{Insert, Warehouse};
 use serde_json::{Value, json};
 
 use crate::again::assert_read_as_final;
@@ -309,7 +309,9 @@ async fn what_is_sent_again_with_other_data_changes_nothing() {
         // As from an INSERT that is tried again.
         row.encode(&mut bytes, true);
         let landing = Landings::NEW.table(row.landing);
-        lab.warehouse.insert((&landing, COLUMNS), bytes.len(), [bytes.into()].into_iter(), "test", Duration::from_secs(30)).await.unwrap();
+        let deadline = Duration::from_secs(30);
+        let insert = Insert { table: &landing, columns: COLUMNS, bytes: bytes.len(), name: "test", deadline, is_alone: true };
+        lab.warehouse.insert(insert, std::iter::once(bytes.into())).await.unwrap();
     }
     assert_eq!(lab.number("sum").await, "11");
     // By the backfill it is the same.
