@@ -95,7 +95,7 @@ pub struct Source<'a> {
 /// Conditions on the rows that a question is about, and their values: those on what all rows of a key share, and others. What
 /// usage counts and what a cancellation by filter hits is the same.
 fn conditions(source: &Source<'_>, query: &UsageQuery, params: &mut Vec<Param>) -> (Vec<String>, Vec<String>) {
-    let Source { database, namespace, definition, reading, .. } = *source;
+    let Source { database, namespace, definition, .. } = *source;
     let (mut keys, mut others) = (Vec::new(), Vec::new());
     let mut bind = |name: &str, value| params.push(Param { name: name.to_owned(), value });
     bind("namespace", Value::Text(namespace.to_owned()));
@@ -105,9 +105,7 @@ fn conditions(source: &Source<'_>, query: &UsageQuery, params: &mut Vec<Param>) 
     }
     for (name, comparison, time) in [("from", ">=", query.from), ("to", "<", query.to)] {
         let Some(time) = time else { continue };
-        if let Some(month) = begins_month(time)
-            && reading != Reading::Final
-        {
+        if let Some(month) = begins_month(time) {
             bind(name, Value::Text(month));
             keys.push(format!("{MONTH_OF_PARTITION} {comparison} {{{name}:String}}"));
         } else {

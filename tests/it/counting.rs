@@ -107,6 +107,15 @@ async fn events_from_before_their_meter_count_in_their_own_window() {
     let months: Vec<_> = usage.data.iter().map(|row| (row.window_start.unwrap().to_string(), row.value.as_str())).collect();
     let expected = [("2025-12-01T00:00:00Z", "11"), ("2026-01-01T00:00:00Z", "1"), ("2026-02-01T00:00:00Z", "1")];
     assert_eq!(months, expected.map(|(start, value)| (start.to_owned(), value)));
+    // The same months by where the question begins and ends, which leaves partitions; of all subjects and of some.
+    for subjects in [vec![], vec!["s".to_owned()]] {
+        for (from, to, value) in [("2025-12-01", "2026-01-01", "11"), ("2026-01-01", "2026-02-01", "1"), ("2025-12-01", "2026-03-01", "13")]
+        {
+            let [from, to] = [from, to].map(|day| Some(format!("{day}T00:00:00Z").parse().unwrap()));
+            let usage = lab.usage("sum", UsageQuery { from, to, subjects: subjects.clone(), ..total() }).await;
+            assert_eq!(usage.data[0].value, value, "{from:?} {to:?} {subjects:?}");
+        }
+    }
 }
 
 #[tokio::test]
