@@ -114,7 +114,7 @@ fn row(definition: &Definition, query: &UsageQuery, record: UsageRecord) -> Resu
     let names = query.group_by.iter().filter(|name| !matches!(name.as_str(), "customer" | "subject"));
     let group_by: BTreeMap<_, _> = names.cloned().zip(record.groups).collect();
     let value = if definition.aggregation() == Aggregation::Average { average(&record.value, record.events)? } else { record.value };
-    let second = |s| Timestamp::from_second(s).map_err(|why| Error::Internal(format!("a window is outside time: {why}")));
+    let second = |s: u32| Timestamp::from_second(s.into()).map_err(|why| Error::Internal(format!("a window is outside time: {why}")));
     let (start, end) = match query.window_size {
         None => (query.from, query.to),
         // A window is cut to what was asked, so that its number is of exactly this time.

@@ -120,12 +120,7 @@ pub fn counted(database: &str, table: &str, reading: Reading, keys: &[String], o
             let others = if others.is_empty() { String::new() } else { format!(" WHERE {}", others.join(" AND ")) };
             format!("{table} FINAL{prewhere}{others}")
         }
-        Reading::ByKind | Reading::BySubject => {
-            let not_again = format!("id NOT IN {}", again(&table, "id", keys));
-            let firsts = firsts(&table, &[&[not_again], keys, others].concat());
-            let all = [&[Kind::Again.condition()], keys, others].concat().join(" AND ");
-            format!("({firsts} UNION ALL SELECT * FROM {table} FINAL WHERE {all} {BY_MONTH})")
-        }
+        Reading::ByKind | Reading::BySubject => by_kind(&table, keys, others, ""),
         Reading::FirstsAlone => {
             let refused = [&[Kind::Again.condition()], keys].concat().join(" AND ");
             let firsts = firsts(&table, &[keys, others].concat());
@@ -142,8 +137,16 @@ pub fn counted_by_subject(database: &str, table: &str, keys: &[String], others: 
     let name = format!("{}.{}", identifier(database), identifier(table));
     let subjects = again(&name, "subject", keys);
     let firsts = format!("({})", firsts(&name, &[keys, others].concat()));
-    let keys = [keys, &[format!("subject IN {subjects}")]].concat();
-    (firsts, subjects, counted(database, table, Reading::ByKind, &keys, others))
+    let rest = by_kind(&name, keys, others, &format!("subject IN {subjects} AND "));
+    (firsts, subjects, rest)
+}
+
+/// [`Reading::ByKind`], of first sendings only those that meet another condition. The keys of what was written again are asked of
+/// first sendings together: by itself ClickHouse would collect them for each part of a UNION.
+fn by_kind(table: &str, keys: &[String], others: &[String], firsts_only: &str) -> String {
+    let (firsts, ids) = (firsts(table, &[keys, others].concat()), again(table, "id", keys));
+    let all = [&[Kind::Again.condition()], keys, others].concat().join(" AND ");
+    format!("(SELECT * FROM ({firsts}) WHERE {firsts_only}id NOT IN {ids} UNION ALL SELECT * FROM {table} FINAL WHERE {all} {BY_MONTH})")
 }
 
 /// What a column has in rows of kind `again`.
@@ -187,10 +190,9 @@ mod tests {
         assert_eq!(
             from,
             format!(
-                "(SELECT * FROM `d`.`t` WHERE endsWith(_partition_id, '-0') AND id NOT IN (SELECT id FROM `d`.`t` WHERE {again} AND subject = 's') \
-                 AND subject = 's' AND value IS NOT NULL \
-                 UNION ALL SELECT * FROM `d`.`t` FINAL WHERE endsWith(_partition_id, '-2') AND id NOT IN (SELECT id FROM `d`.`t` WHERE {again} AND subject = 's') \
-                 AND subject = 's' AND value IS NOT NULL {by_month} \
+                "(SELECT * FROM (SELECT * FROM `d`.`t` WHERE endsWith(_partition_id, '-0') AND subject = 's' AND value IS NOT NULL \
+                 UNION ALL SELECT * FROM `d`.`t` FINAL WHERE endsWith(_partition_id, '-2') AND subject = 's' AND value IS NOT NULL {by_month}) \
+                 WHERE id NOT IN (SELECT id FROM `d`.`t` WHERE {again} AND subject = 's') \
                  UNION ALL SELECT * FROM `d`.`t` FINAL WHERE {again} AND subject = 's' AND value IS NOT NULL {by_month})"
             )
         );

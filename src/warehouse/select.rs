@@ -44,9 +44,9 @@ pub struct Statement {
 #[derive(clickhouse::Row, serde::Deserialize, Clone, Debug, PartialEq, Eq)]
 pub struct UsageRecord {
     /// Start of the window, s since 1970; 0 in a total.
-    pub window_start: i64,
+    pub window_start: u32,
     /// End of the window, s since 1970; 0 in a total.
-    pub window_end: i64,
+    pub window_end: u32,
     /// Empty unless grouped by it.
     pub customer: String,
     /// Empty unless grouped by it.
@@ -168,38 +168,54 @@ const fn merge(measure: &Measure) -> &'static str {
     }
 }
 
-/// Start and end of an event's window, s since 1970. Days, weeks and months follow `{zone:String}`'s calendar.
-const fn window(size: Option<WindowSize>) -> (&'static str, &'static str) {
-    match size {
-        None => ("toInt64(0)", "toInt64(0)"),
-        Some(WindowSize::Minute) => ("toInt64(toUnixTimestamp(toStartOfMinute(time)))", "window_start + 60"),
-        // Counted from the start of the day. Where clocks change by half an hour, the day's last one is as much shorter.
-        Some(WindowSize::Hour) => (
-            "toInt64(toUnixTimestamp(toStartOfHour(toTimeZone(time, {zone:String}))))",
-            "least(window_start + 3600, toInt64(toUnixTimestamp(toDateTime(addDays(toDate(toDateTime(window_start, {zone:String})), 1), {zone:String}))))",
-        ),
-        Some(WindowSize::Day) => (
-            "toInt64(toUnixTimestamp(toStartOfDay(toTimeZone(time, {zone:String}))))",
-            "toInt64(toUnixTimestamp(toDateTime(addDays(toDate(toDateTime(window_start, {zone:String})), 1), {zone:String})))",
-        ),
-        Some(WindowSize::Week) => (
-            "toInt64(toUnixTimestamp(toDateTime(toStartOfWeek(toTimeZone(time, {zone:String}), 1), {zone:String})))",
-            "toInt64(toUnixTimestamp(toDateTime(addDays(toDate(toDateTime(window_start, {zone:String})), 7), {zone:String})))",
-        ),
-        Some(WindowSize::Month) => (
-            "toInt64(toUnixTimestamp(toDateTime(toStartOfMonth(toTimeZone(time, {zone:String})), {zone:String})))",
-            "toInt64(toUnixTimestamp(toDateTime(addMonths(toDate(toDateTime(window_start, {zone:String})), 1), {zone:String})))",
-        ),
-    }
+/// How events are put into windows.
+struct Window {
+    /// What all events of a window share, as few bytes as can be: ClickHouse finds a short key sooner. None: there is one window.
+    key: Option<&'static str>,
+    /// Where the window of `window_key` starts and ends, s since 1970 in 32 bits: events are of the years 2000 to 2099.
+    start: &'static str,
+    end: &'static str,
 }
 
-/// A key of 128 bits for the values of groups, which ClickHouse groups by in two thirds of the time of several strings: a column's
-/// hash is made once for each value of its dictionary. Two of n groups are taken for one with a probability of about n² / 2¹²⁹,
-/// whatever their values are, for nobody knows `{hash_key:Int64}` beforehand.
-fn group_hash(columns: &[String]) -> String {
-    let hash =
-        |(index, column)| format!("reinterpretAsUInt128(sipHash128Keyed((toUInt64({{hash_key:Int64}}), toUInt64({index})), {column}))");
-    columns.iter().enumerate().map(hash).collect::<Vec<_>>().join(" + ")
+/// Days, weeks and months follow `{zone:String}`'s calendar.
+const fn window(size: Option<WindowSize>) -> Window {
+    /// Where the day of a date starts.
+    const OF_DATE: &str = "toUnixTimestamp(toDateTime(window_key, {zone:String}))";
+    let (key, start, end) = match size {
+        None => return Window { key: None, start: "toUInt32(0)", end: "toUInt32(0)" },
+        Some(WindowSize::Minute) => ("toUnixTimestamp(toStartOfMinute(time))", "window_key", "toUInt32(window_key + 60)"),
+        // Counted from the start of the day. Where clocks change by half an hour, the day's last one is as much shorter.
+        Some(WindowSize::Hour) => (
+            "toUnixTimestamp(toStartOfHour(toTimeZone(time, {zone:String})))",
+            "window_key",
+            "toUInt32(least(window_key + 3600, toUnixTimestamp(toDateTime(addDays(toDate(toDateTime(window_key, {zone:String})), 1), {zone:String}))))",
+        ),
+        Some(WindowSize::Day) => {
+            ("toDate(toTimeZone(time, {zone:String}))", OF_DATE, "toUnixTimestamp(toDateTime(addDays(window_key, 1), {zone:String}))")
+        }
+        Some(WindowSize::Week) => (
+            "toStartOfWeek(toTimeZone(time, {zone:String}), 1)",
+            OF_DATE,
+            "toUnixTimestamp(toDateTime(addDays(window_key, 7), {zone:String}))",
+        ),
+        Some(WindowSize::Month) => (
+            "toStartOfMonth(toTimeZone(time, {zone:String}))",
+            OF_DATE,
+            "toUnixTimestamp(toDateTime(addMonths(window_key, 1), {zone:String}))",
+        ),
+    };
+    Window { key: Some(key), start, end }
+}
+
+/// Keys of 96 bits together for the values of groups, which ClickHouse groups by in two thirds of the time of several strings: a
+/// column's hashes are made once for each value of its dictionary, and with a window's date they fit 128 bits. Two of n groups are
+/// taken for one with a probability of about n² / 2⁹⁷, whatever their values are, for nobody knows `{hash_key:Int64}` beforehand.
+fn group_hash(columns: &[String]) -> [String; 2] {
+    let sum = |part| {
+        let hash = |(index, column)| format!("sipHash64Keyed((toUInt64({{hash_key:Int64}}), toUInt64({})), {column})", 2 * index + part);
+        columns.iter().enumerate().map(hash).collect::<Vec<_>>().join(" + ")
+    };
+    [sum(0), format!("toUInt32({})", sum(1))]
 }
 
 /// An array of texts.
@@ -222,7 +238,7 @@ pub fn usage(source: &Source<'_>, query: &UsageQuery, hash_key: i64) -> Statemen
         let zone = query.time_zone.iana_name().unwrap_or("UTC").to_owned();
         params.push(Param { name: "zone".to_owned(), value: Value::Text(zone) });
     }
-    let (start, end) = window(query.window_size);
+    let Window { key, start, end } = window(query.window_size);
     let columns: Vec<_> = query
         .group_by
         .iter()
@@ -231,13 +247,20 @@ pub fn usage(source: &Source<'_>, query: &UsageQuery, hash_key: i64) -> Statemen
         .collect();
     let by_subject = query.group_by.contains("subject");
     let by_customer = query.group_by.contains("customer");
-    let is_hashed = !columns.is_empty() && columns.len() + usize::from(query.window_size.is_some() || by_subject || by_customer) > 1;
-    let keys = if is_hashed {
+    let is_hashed = !columns.is_empty() && columns.len() + usize::from(key.is_some() || by_subject || by_customer) > 1;
+    let mut keys: Vec<String> = key.map(|_| "window_key".to_owned()).into_iter().collect();
+    keys.extend((by_subject || by_customer).then(|| "subject".to_owned()));
+    if is_hashed {
         params.push(Param { name: "hash_key".to_owned(), value: Value::Int(hash_key) });
-        format!(", {}", group_hash(&columns))
+        keys.extend(group_hash(&columns));
     } else {
-        columns.iter().map(|column| format!(", {column}")).collect()
-    };
+        keys.extend(columns.clone());
+    }
+    if keys.is_empty() {
+        // Without any key there would be a row for no events.
+        keys.push("window_key".to_owned());
+    }
+    let (key, keys) = (key.unwrap_or("toUInt32(0)"), keys.join(", "));
     let groups: Vec<_> = columns.iter().map(|column| if is_hashed { format!("any({column})") } else { column.clone() }).collect();
 
     let sql = if by_customer {
@@ -245,8 +268,7 @@ pub fn usage(source: &Source<'_>, query: &UsageQuery, hash_key: i64) -> Statemen
         let by = if by_subject { ", u.subject" } else { "" };
         let states = |from: &str| {
             format!(
-                "SELECT {start} AS window_start, subject, {groups} AS groups, {state} AS state, count() AS events FROM {from} \
-                 GROUP BY window_start, subject{keys}",
+                "SELECT {key} AS window_key, subject, {groups} AS groups, {state} AS state, count() AS events FROM {from} GROUP BY {keys}",
                 groups = texts(&groups),
                 state = aggregate(&definition.measure, "State"),
             )
@@ -259,9 +281,9 @@ pub fn usage(source: &Source<'_>, query: &UsageQuery, hash_key: i64) -> Statemen
             states(&counted(database, table, reading, &key_conditions, &others))
         };
         format!(
-            "SELECT window_start, {end} AS window_end, if(m.owner = '', u.subject, m.owner) AS customer, {subject} AS subject, \
+            "SELECT {start} AS window_start, {end} AS window_end, if(m.owner = '', u.subject, m.owner) AS customer, {subject} AS subject, \
              u.groups AS groups, toString({merge}) AS value, sum(u.events) AS events FROM ({by_subjects}) AS u LEFT JOIN {map} AS m ON m.subject = u.subject \
-             GROUP BY window_start, customer{by}, groups ORDER BY window_start, customer{by}, groups",
+             GROUP BY window_key, customer{by}, groups ORDER BY window_start, customer{by}, groups",
             merge = merge(&definition.measure),
             map = owners(&claims(database)),
         )
@@ -269,8 +291,9 @@ pub fn usage(source: &Source<'_>, query: &UsageQuery, hash_key: i64) -> Statemen
         let (subject, by) = if by_subject { ("subject", ", subject") } else { ("''", "") };
         let source = counted(database, table, reading, &key_conditions, &others);
         format!(
-            "SELECT {start} AS window_start, {end} AS window_end, '' AS customer, {subject} AS subject, {groups} AS groups, \
-             toString({aggregate}) AS value, count() AS events FROM {source} GROUP BY window_start{by}{keys} ORDER BY window_start{by}, groups",
+            "WITH {key} AS window_key SELECT {start} AS window_start, {end} AS window_end, '' AS customer, {subject} AS subject, \
+             {groups} AS groups, toString({aggregate}) AS value, count() AS events FROM {source} GROUP BY {keys} \
+             ORDER BY window_start{by}, groups",
             groups = texts(&groups),
             aggregate = aggregate(&definition.measure, ""),
         )
