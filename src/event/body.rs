@@ -168,7 +168,7 @@ impl Reader<'_> {
     fn element(&mut self, at: usize) -> Result<(Item, usize), BodyError> {
         if let Some(text) = self.text.and_then(|text| text.get(at..)) {
             let (mut json, mut envelope) = (serde_json::Deserializer::from_str(text), Envelope::default());
-            if let Ok(is_object) = Fill(&mut envelope).deserialize(&mut json) {
+            if let Ok(is_object) = Fill(&mut envelope, &mut self.scratch).deserialize(&mut json) {
                 let end = at + json.into_iter::<IgnoredAny>().byte_offset();
                 let parsed = judged(is_object.map(|()| &envelope), end - at, self.dialect, &mut self.scratch);
                 return Ok((Item { raw: self.body.slice(at..end), parsed }, end));
@@ -231,10 +231,10 @@ fn item(raw: Bytes, dialect: Dialect, place: &str) -> Item {
 }
 
 fn alone(text: &str, dialect: Dialect) -> serde_json::Result<Result<Incoming, Refusal>> {
-    let (mut json, mut envelope) = (serde_json::Deserializer::from_str(text), Envelope::default());
-    let is_object = Fill(&mut envelope).deserialize(&mut json)?;
+    let (mut json, mut envelope, mut scratch) = (serde_json::Deserializer::from_str(text), Envelope::default(), Scratch::default());
+    let is_object = Fill(&mut envelope, &mut scratch).deserialize(&mut json)?;
     json.end()?;
-    Ok(judged(is_object.map(|()| &envelope), text.len(), dialect, &mut Scratch::default()))
+    Ok(judged(is_object.map(|()| &envelope), text.len(), dialect, &mut scratch))
 }
 
 fn judged<'a>(

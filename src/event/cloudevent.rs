@@ -3,10 +3,9 @@
 use std::ops::Range;
 
 use jiff::Timestamp;
-use serde_json::value::RawValue;
 
 use super::envelope::{Attribute, Envelope};
-use super::flatten::Scratch;
+use super::flatten::{Data, Scratch};
 use super::{Attributes, Event, Incoming, Leaves, Refusal, Scalar, command};
 use crate::limits;
 use crate::metering::RejectCode;
@@ -89,7 +88,7 @@ fn incoming<'a>(envelope: &Envelope<'a>, bytes: usize, dialect: Dialect, scratch
     let time_ms = attribute("time", &envelope.time)?.map(|time| time_ms("time", time)).transpose()?;
 
     let (place, data) = if is_eventbridge {
-        ("detail", envelope.detail)
+        ("detail", &envelope.detail)
     } else {
         if let Some(media_type) = envelope.datacontenttype.text().filter(|media_type| !is_json(media_type)) {
             return Err(Fault::invalid(format!("datacontenttype is {:?}: data must be JSON", cut(media_type))));
@@ -98,10 +97,10 @@ fn incoming<'a>(envelope: &Envelope<'a>, bytes: usize, dialect: Dialect, scratch
         if !matches!(envelope.data_base64, Attribute::Absent | Attribute::Null) {
             return Err(Fault::invalid("data_base64 can't be counted: send data as a JSON object"));
         }
-        ("data", envelope.data)
+        ("data", &envelope.data)
     };
-    let data = data.map_or("null", RawValue::get);
-    let data = Leaves::read(data, scratch).map_err(|why| Fault::new(why.code(), format!("{place} {why}")))?;
+    let data = data.as_ref().unwrap_or(&Data::Null);
+    let data = Leaves::of(data, scratch).map_err(|why| Fault::new(why.code(), format!("{place} {why}")))?;
 
     if let Some(kind) = command::Kind::of(event_type) {
         return command::read(kind, command::Sent { id, source, time_ms, place, data }).map(Incoming::Command);

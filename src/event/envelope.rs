@@ -5,9 +5,8 @@ use std::fmt;
 
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
-use serde_json::value::RawValue;
 
-use super::flatten::Text;
+use super::flatten::{Data, ReadData, Scratch, Text};
 
 /// What may stand at the top of a CloudEvent or an EventBridge event.
 #[derive(Default)]
@@ -19,12 +18,12 @@ pub(super) struct Envelope<'a> {
     pub(super) subject: Attribute<'a>,
     pub(super) time: Attribute<'a>,
     pub(super) datacontenttype: Attribute<'a>,
-    pub(super) data: Option<&'a RawValue>,
+    pub(super) data: Option<Data>,
     pub(super) data_base64: Attribute<'a>,
     /// EventBridge's type.
     pub(super) detail_type: Attribute<'a>,
     /// EventBridge's data.
-    pub(super) detail: Option<&'a RawValue>,
+    pub(super) detail: Option<Data>,
     /// An attribute that came twice.
     pub(super) twice: Option<Cow<'a, str>>,
 }
@@ -51,8 +50,8 @@ impl Attribute<'_> {
 }
 
 /// Reads a JSON value where an event is expected into an empty envelope, where it stands: envelopes are large. An error is what
-/// else the value is.
-pub(super) struct Fill<'e, 'a>(pub(super) &'e mut Envelope<'a>);
+/// else the value is. The members of its `data` go to the other.
+pub(super) struct Fill<'e, 'a>(pub(super) &'e mut Envelope<'a>, pub(super) &'e mut Scratch<'a>);
 
 impl<'de> DeserializeSeed<'de> for Fill<'_, 'de> {
     type Value = Result<(), &'static str>;
@@ -70,7 +69,8 @@ impl<'de> Visitor<'de> for Fill<'_, 'de> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
-        self.0.read(map).map(Ok)
+        self.1.clear();
+        self.0.read(map, self.1).map(Ok)
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
@@ -156,7 +156,7 @@ impl<'de> Deserialize<'de> for Attribute<'de> {
 }
 
 impl<'a> Envelope<'a> {
-    fn read<A: MapAccess<'a>>(&mut self, mut map: A) -> Result<(), A::Error> {
+    fn read<A: MapAccess<'a>>(&mut self, mut map: A, scratch: &mut Scratch<'a>) -> Result<(), A::Error> {
         let mut extensions: Vec<Cow<'a, str>> = Vec::new();
         while let Some(Text(name)) = map.next_key()? {
             let slot = match &*name {
@@ -171,7 +171,7 @@ impl<'a> Envelope<'a> {
                 "detail-type" => &mut self.detail_type,
                 "data" | "detail" => {
                     let slot = if &*name == "data" { &mut self.data } else { &mut self.detail };
-                    if slot.replace(map.next_value()?).is_some() {
+                    if slot.replace(map.next_value_seed(ReadData(scratch))?).is_some() {
                         self.twice = Some(name);
                     }
                     continue;

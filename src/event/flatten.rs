@@ -3,9 +3,10 @@
 use std::borrow::Cow;
 use std::collections::HashSet;
 use std::fmt;
+use std::ops::Range;
 
 use serde::Deserialize;
-use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::jsonpath::{push_index, push_member};
@@ -52,37 +53,89 @@ impl Leaves {
     /// # Errors
     /// See [`DataError`].
     pub fn from_json(data: &str) -> Result<Self, DataError> {
-        Self::read(data, &mut Scratch::default())
+        let (mut json, mut scratch) = (serde_json::Deserializer::from_str(data), Scratch::default());
+        let data = ReadData(&mut scratch).deserialize(&mut json)?;
+        json.end()?;
+        Self::of(&data, &mut scratch)
     }
 
-    /// The same, in memory that was used for other data before.
-    pub(super) fn read<'a>(data: &'a str, scratch: &mut Scratch<'a>) -> Result<Self, DataError> {
-        let data = data.trim_matches([' ', '\t', '\n', '\r']);
-        if data == "null" {
-            return Ok(Self::new());
-        }
-        if !data.starts_with('{') {
-            serde_json::from_str::<&RawValue>(data)?;
-            return Err(DataError::NotObject(kind(data)));
-        }
+    /// Of an event's `data` whose members are in `scratch`.
+    pub(super) fn of(data: &Data, scratch: &mut Scratch<'_>) -> Result<Self, DataError> {
+        let members = match data {
+            Data::Null => return Ok(Self::new()),
+            Data::Other(kind) => return Err(DataError::NotObject(kind)),
+            Data::Members(members) => members.clone(),
+        };
+        let bytes = scratch.siblings[members.clone()].iter().map(|(name, json)| name.len() + json.len() + 8).sum();
         scratch.key.clear();
         scratch.key.push('$');
-        scratch.siblings.clear();
-        let mut walk = Walk { leaves: Self::with_capacity(data.len() + 64), scratch };
-        walk.container(data, 1)?;
+        let mut walk = Walk { leaves: Self::with_capacity(bytes), scratch };
+        walk.siblings(members, true, 1)?;
         Ok(walk.leaves)
     }
 }
 
-/// What a JSON text is, for people.
-pub(super) fn kind(json: &str) -> &'static str {
-    match json.bytes().next() {
-        Some(b'{') => "an object",
-        Some(b'[') => "an array",
-        Some(b'"') => "a string",
-        Some(b't' | b'f') => "a boolean",
-        Some(b'n') => "null",
-        _ => "a number",
+/// An event's `data` as it came, read one level deep.
+pub(super) enum Data {
+    /// No data.
+    Null,
+    /// No object: what it is.
+    Other(&'static str),
+    /// Where in [`Scratch`] its members are.
+    Members(Range<usize>),
+}
+
+/// Reads `data` and appends its members to those in the memory of a walk.
+pub(super) struct ReadData<'s, 'a>(pub(super) &'s mut Scratch<'a>);
+
+impl<'de> DeserializeSeed<'de> for ReadData<'_, 'de> {
+    type Value = Data;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Data, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for ReadData<'_, 'de> {
+    type Value = Data;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Data, A::Error> {
+        let first = self.0.siblings.len();
+        Level(&mut self.0.siblings).visit_map(map)?;
+        Ok(Data::Members(first..self.0.siblings.len()))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Data, A::Error> {
+        while seq.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(Data::Other("an array"))
+    }
+
+    fn visit_unit<E>(self) -> Result<Data, E> {
+        Ok(Data::Null)
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<Data, E> {
+        Ok(Data::Other("a string"))
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Data, E> {
+        Ok(Data::Other("a boolean"))
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Data, E> {
+        Ok(Data::Other("a number"))
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<Data, E> {
+        Ok(Data::Other("a number"))
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Data, E> {
+        Ok(Data::Other("a number"))
     }
 }
 
@@ -97,6 +150,13 @@ pub(super) struct Scratch<'a> {
     key: String,
     /// Members or elements of all containers on the way to it that are still to be walked: one allocation for all levels.
     siblings: Vec<(Cow<'a, str>, &'a str)>,
+}
+
+impl Scratch<'_> {
+    /// Forgets the data before.
+    pub(super) fn clear(&mut self) {
+        self.siblings.clear();
+    }
 }
 
 struct Walk<'s, 'a> {
@@ -128,23 +188,27 @@ impl<'a> Walk<'_, 'a> {
         if depth > limits::DATA_DEPTH {
             return Err(DataError::TooDeep);
         }
-        let (first, key) = (self.scratch.siblings.len(), self.scratch.key.len());
+        let first = self.scratch.siblings.len();
         let mut level = serde_json::Deserializer::from_str(json);
         Level(&mut self.scratch.siblings).deserialize(&mut level)?;
         level.end()?;
 
-        let is_object = json.starts_with('{');
-        if is_object {
-            null_overwritten(&mut self.scratch.siblings[first..]);
-        }
-        if self.scratch.siblings.len() == first && depth == 1 {
-            // The whole data is empty: it has no path, and no values.
-            return Ok(());
-        }
-        if self.scratch.siblings.len() == first {
+        let (is_object, siblings) = (json.starts_with('{'), first..self.scratch.siblings.len());
+        if siblings.is_empty() {
             return self.push(Scalar::Literal(if is_object { "{}" } else { "[]" }));
         }
-        for at in first..self.scratch.siblings.len() {
+        self.siblings(siblings, is_object, depth)?;
+        self.scratch.siblings.truncate(first);
+        Ok(())
+    }
+
+    /// Walks members or elements of one container, from which deeper ones go on at the end.
+    fn siblings(&mut self, siblings: Range<usize>, is_object: bool, depth: usize) -> Result<(), DataError> {
+        let (first, key) = (siblings.start, self.scratch.key.len());
+        if is_object {
+            null_overwritten(&mut self.scratch.siblings[siblings.clone()]);
+        }
+        for at in siblings {
             let (name, json) = std::mem::take(&mut self.scratch.siblings[at]);
             if is_object {
                 push_member(&mut self.scratch.key, &name);
@@ -154,7 +218,6 @@ impl<'a> Walk<'_, 'a> {
             self.value(json, depth)?;
             self.scratch.key.truncate(key);
         }
-        self.scratch.siblings.truncate(first);
         Ok(())
     }
 }
