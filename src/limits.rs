@@ -8,6 +8,9 @@ use std::time::Duration;
 pub const ATTRIBUTE_BYTES: usize = 1_024;
 /// Largest single event as JSON, in bytes. CloudEvents asks intermediaries to forward at least 64 KiB.
 pub const EVENT_BYTES: usize = 256 * 1_024;
+/// Most members of an event's `data`, and most extensions, that are kept while it is read: with more, of at least five bytes each, it
+/// is larger than [`EVENT_BYTES`] and refused; a body full of them would take eight times its memory.
+pub const EVENT_MEMBERS: usize = EVENT_BYTES / 5;
 /// Largest request body after decompression, in bytes.
 pub const BODY_BYTES: usize = 16 * 1_024 * 1_024;
 /// Most events in one request.

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use super::flatten::{Data, ReadData, Scratch, Text};
+use crate::limits;
 
 /// What may stand at the top of a CloudEvent or an EventBridge event.
 #[derive(Default)]
@@ -178,7 +179,9 @@ impl<'a> Envelope<'a> {
                 }
                 _ => {
                     map.next_value::<IgnoredAny>()?;
-                    extensions.push(name);
+                    if extensions.len() < limits::EVENT_MEMBERS {
+                        extensions.push(name);
+                    }
                     continue;
                 }
             };

@@ -103,10 +103,16 @@ impl<'de> Visitor<'de> for ReadData<'_, 'de> {
         f.write_str("an object")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Data, A::Error> {
-        let first = self.0.siblings.len();
-        Level(&mut self.0.siblings).visit_map(map)?;
-        Ok(Data::Members(first..self.0.siblings.len()))
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Data, A::Error> {
+        let siblings = &mut self.0.siblings;
+        let first = siblings.len();
+        while let Some((Text(name), json)) = map.next_entry::<Text<'de>, &'de RawValue>()? {
+            // How long the event is is not known yet.
+            if siblings.len() < limits::EVENT_MEMBERS {
+                siblings.push((name, json.get()));
+            }
+        }
+        Ok(Data::Members(first..siblings.len()))
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Data, A::Error> {
@@ -272,5 +278,23 @@ impl<'de> Visitor<'de> for Level<'_, 'de> {
             self.0.push((Cow::Borrowed(""), json.get()));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn members_that_no_event_has_room_for_take_no_memory() {
+        let object = |members: usize| format!("{{{}}}", vec!["\"\":0"; members].join(","));
+        let mut scratch = Scratch::default();
+        let (largest, larger) = (object(limits::EVENT_MEMBERS - 1), object(limits::EVENT_MEMBERS * 3));
+        assert!(largest.len() <= limits::EVENT_BYTES);
+        for (json, kept) in [(&largest, limits::EVENT_MEMBERS - 1), (&larger, limits::EVENT_MEMBERS), (&larger, limits::EVENT_MEMBERS)] {
+            let data = ReadData(&mut scratch).deserialize(&mut serde_json::Deserializer::from_str(json)).unwrap();
+            assert!(matches!(data, Data::Members(_)));
+            assert_eq!(scratch.siblings.len(), kept);
+        }
     }
 }
