@@ -27,7 +27,7 @@ pub(super) async fn claim(warehouse: &Warehouse, lookup: &mut Lookup, rows: &[&R
     let (table, columns) = ("identities", IDENTITY_COLUMNS);
     let insert = Insert { table, columns, bytes, name: "kubemeter-identities", deadline: INSERT, is_alone: false };
     // Claimed twice by a retry, it is claimed for the same key, and not taken for a first sending.
-    retried(warehouse, || warehouse.insert(insert, pieces(&new, Row::encode_identity))).await?;
+    retried(warehouse, || warehouse.insert(insert, pieces(&new, bytes, Row::encode_identity))).await?;
     let ids: Vec<u128> = new.iter().map(|row| row.identity).collect();
     let (contested, block) = lookup.after(&ids).await?;
     first.extend(contested);

@@ -398,22 +398,26 @@ async fn insert_rows(warehouse: &Warehouse, table: &str, rows: &[&Row], is_alone
         let is_again = is_sent.swap(true, Ordering::Relaxed);
         let bytes = rows.iter().map(|row| row.encoded_len()).sum();
         let insert = Insert { table, columns: COLUMNS, bytes, name: &insert_name(table), deadline: INSERT, is_alone };
-        warehouse.insert(insert, pieces(rows, |row, out| row.encode(out, is_again))).await
+        warehouse.insert(insert, pieces(rows, bytes, |row, out| row.encode(out, is_again))).await
     })
     .instrument(tracing::info_span!("INSERT", table))
     .await
 }
 
 /// Rows as they are inserted, in pieces: each is on its way while it is still in the processor's cache, and its memory is used again.
-pub(super) fn pieces(rows: &[&Row], encode: impl Fn(&Row, &mut Vec<u8>)) -> impl Iterator<Item = Bytes> {
+/// All together are `bytes`, about.
+pub(super) fn pieces(rows: &[&Row], bytes: usize, encode: impl Fn(&Row, &mut Vec<u8>)) -> impl Iterator<Item = Bytes> {
     let mut rows = rows.iter();
     std::iter::from_fn(move || {
-        let mut piece = Vec::with_capacity(PIECE + PIECE / 8);
-        while piece.len() < PIECE {
-            let Some(row) = rows.next() else { break };
+        let first = rows.next()?;
+        let mut piece = Vec::with_capacity(bytes.min(PIECE + PIECE / 8));
+        encode(first, &mut piece);
+        while piece.len() < PIECE
+            && let Some(row) = rows.next()
+        {
             encode(row, &mut piece);
         }
-        (!piece.is_empty()).then(|| piece.into())
+        Some(piece.into())
     })
 }
 
