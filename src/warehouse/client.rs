@@ -8,6 +8,7 @@ use bytes::Bytes;
 use clickhouse::{Client, Compression, RowOwned, RowRead};
 use serde::Serialize;
 
+use super::reading::{FewSubjects, few_subjects};
 use super::schema::Landings;
 use super::sql;
 use super::topology::Topology;
@@ -43,6 +44,7 @@ pub struct Warehouse {
     topology: Arc<Topology>,
     database: String,
     made: Arc<Mutex<Made>>,
+    pub(super) few_subjects: FewSubjects,
 }
 
 /// What was made, or found, in this process's life.
@@ -262,7 +264,7 @@ impl Warehouse {
             };
         }
         let topology = Arc::new(options.topology.clone());
-        Self { client, nodes, topology, database: options.database.clone(), made: Arc::default() }
+        Self { client, nodes, topology, database: options.database.clone(), made: Arc::default(), few_subjects: few_subjects() }
     }
 
     /// A statement; `sql` has `{name:Type}` where values go.
