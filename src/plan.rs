@@ -25,8 +25,13 @@ pub struct Observed {
 /// One step; each may run again, and a plan may be cut off after any.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Make the table, noted as [`TableState::New`].
+    /// Make the table, noted as [`TableState::Ahead`], or as [`TableState::New`] where nothing can be copied ahead.
     CreateTable,
+    /// Copy events that were stored before the table was made, of the months after this one (`yyyymm`), then note [`TableState::New`].
+    CopyAhead {
+        /// The last month that is copied.
+        after: u32,
+    },
     /// Note the target as [`TableState::New`] again: it has missed events, and any that is copied may be there.
     Reset,
     /// Make the target's view.
@@ -65,6 +70,9 @@ pub fn plan(target: &str, answering: Option<&str>, observed: &Observed, now_s: i
     let mut steps = match observed.tables.get(target).map(|note| &note.state) {
         // What its comment says then, by whomever it was made, is what the next plan is made from.
         None => vec![Step::CreateTable],
+        Some(TableState::Ahead(after)) if !has_view => vec![Step::CopyAhead { after: *after }],
+        // Another operator believed to lead, too, and was quicker: what the view has brought may be copied as well.
+        Some(TableState::Ahead(_)) => vec![Step::Reset],
         Some(TableState::New) => fill(0),
         Some(TableState::Filling(after)) if has_view => vec![Step::Backfill { after: *after }],
         // Without its view it missed events since nobody knows when.
@@ -87,7 +95,9 @@ pub fn plan(target: &str, answering: Option<&str>, observed: &Observed, now_s: i
                 }
                 TableState::Retired(since) if now_s - since < GRACE_S => again_s = again_s.max(Some(GRACE_S - (now_s - since))),
                 // Never answered a query, or no longer does.
-                TableState::New | TableState::Filling(_) | TableState::Retired(_) => steps.push(Step::Drop(table.clone())),
+                TableState::Ahead(_) | TableState::New | TableState::Filling(_) | TableState::Retired(_) => {
+                    steps.push(Step::Drop(table.clone()));
+                }
                 TableState::Retained => {}
             }
         }
@@ -113,6 +123,7 @@ mod tests {
             meter: "m".into(),
             state: state.clone(),
             before: None,
+            copied: None,
         };
         Observed {
             tables: tables.iter().map(|(name, state)| ((*name).to_owned(), note(state))).collect(),
@@ -124,6 +135,8 @@ mod tests {
     fn a_new_meter_is_made_fed_fenced_and_filled_in_this_order() {
         let made = plan("b", Some("b"), &observed(&[], &[]), 0);
         assert_eq!((made.steps, made.live), (vec![Step::CreateTable], false));
+        let ahead = plan("b", Some("b"), &observed(&[("b", TableState::Ahead(202_601))], &[]), 0);
+        assert_eq!((ahead.steps, ahead.live), (vec![Step::CopyAhead { after: 202_601 }], false));
         let fed = plan("b", Some("b"), &observed(&[("b", TableState::New)], &[]), 0);
         assert_eq!((fed.steps, fed.live), (vec![Step::CreateView, Step::Fence, Step::Backfill { after: 0 }], false));
     }
@@ -157,6 +170,12 @@ mod tests {
     }
 
     #[test]
+    fn a_table_that_got_a_view_while_it_was_copied_ahead_is_filled_again() {
+        let fed = plan("b", Some("b"), &observed(&[("b", TableState::Ahead(202_601))], &["b"]), 0);
+        assert_eq!((fed.steps, fed.live), (vec![Step::Reset], false));
+    }
+
+    #[test]
     fn the_old_table_stays_until_the_new_one_is_live_and_known() {
         let old = |state| [("a", TableState::Live), ("b", state)];
         assert!(
@@ -179,6 +198,8 @@ mod tests {
     fn an_edit_taken_back_revives_the_old_table_and_drops_the_half_made_one() {
         let half = [("a", TableState::Live), ("b", TableState::Filling(0))];
         assert_eq!(plan("a", Some("a"), &observed(&half, &["a", "b"]), 0).steps, [Step::Drop("b".into())]);
+        let ahead = [("a", TableState::Live), ("b", TableState::Ahead(0))];
+        assert_eq!(plan("a", Some("a"), &observed(&ahead, &["a"]), 0).steps, [Step::Drop("b".into())]);
         let done = [("a", TableState::Retired(0)), ("b", TableState::Live)];
         let back = plan("a", Some("a"), &observed(&done, &["a", "b"]), 5);
         assert_eq!((back.steps, back.live), (vec![Step::Revive, Step::Retire("b".into())], true));

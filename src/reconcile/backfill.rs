@@ -1,4 +1,5 @@
-//! Backfills: stored events copied into a new table, month by month, beside the reconciles that look at them.
+//! Backfills: stored events copied into a new table, month by month, beside the reconciles that look at them. Most are copied
+//! ahead, before there is a view: an INSERT pays for each view that it goes through.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -78,19 +79,39 @@ impl Job {
         // Of what nobody knows when it was stored, all may have come by the view.
         let before = self.note.before.unwrap_or(StoredBefore { block: 0, started_s: 0 });
         let months_total = i64::try_from(months.len()).unwrap_or(i64::MAX);
-        for (months_done, month) in (0..).zip(&months) {
+        let is_ahead = matches!(self.note.state, TableState::Ahead(_));
+        let (copied, until) = if is_ahead { (0, before.block) } else { (self.note.copied.unwrap_or(0), u64::MAX) };
+        for (number, month) in (0..).zip(&months) {
+            // What came while the most was copied is a small rest.
+            let months_done = if copied > 0 { months_total } else { number };
             report.send_replace(BackfillProgress { table: self.table.clone(), months_done, months_total });
             if *month > self.after {
-                let copy = self.warehouse.query(&self.copy).bind("month", *month).bind("block", before.block);
-                copy.bind("started", before.started_s).within(MONTH).named(BACKFILL).in_background().run().await?;
-                self.note(TableState::Filling(*month)).await?;
+                let copy = self.warehouse.query(&self.copy).bind("month", *month).bind("copied", copied).bind("until", until);
+                let copy = copy.bind("block", before.block).bind("started", before.started_s);
+                copy.within(MONTH).named(BACKFILL).in_background().run().await?;
+                let state = if is_ahead { TableState::Ahead(*month) } else { TableState::Filling(*month) };
+                self.note(TableNote { state, ..self.note.clone() }).await?;
             }
         }
-        self.note(TableState::Live).await
+        if is_ahead {
+            return self.end_ahead(before).await;
+        }
+        self.note(TableNote { state: TableState::Live, ..self.note.clone() }).await
     }
 
-    async fn note(&self, state: TableState) -> Result<(), Error> {
-        let note = TableNote { state, ..self.note.clone() };
+    /// Notes what was copied ahead, and what can't come by the view that is made next: all that is stored by now.
+    async fn end_ahead(&self, ahead: StoredBefore) -> Result<(), Error> {
+        let before = self.warehouse.stored_before().await?;
+        // After `before` was read: what is in its blocks, then, was there before any view.
+        let view = schema::view(&self.table);
+        if !self.warehouse.tables_with_prefix(&view).await?.is_empty() {
+            return Err(Error::Unavailable(format!("another operator has made {view} while events were copied")));
+        }
+        let copied = before.filter(|now| now.is_same_run(ahead)).map(|_| ahead.block);
+        self.note(TableNote { state: TableState::New, before, copied, ..self.note.clone() }).await
+    }
+
+    async fn note(&self, note: TableNote) -> Result<(), Error> {
         let warehouse = &self.warehouse;
         Ok(warehouse.run_ddl(&schema::alter_note(warehouse.topology(), warehouse.database(), &self.table, &note)?).await?)
     }

@@ -36,7 +36,7 @@ impl Reconciler {
         let namespace = meter.namespace().unwrap_or_default();
         let layout = Layout::of(landings, &namespace, &definition);
         let target = layout.table(&uid);
-        let note = TableNote { uid: uid.clone(), namespace, meter: meter.name_any(), state: TableState::New, before: None };
+        let note = TableNote { uid: uid.clone(), namespace, meter: meter.name_any(), state: TableState::New, before: None, copied: None };
         let answering = meter.status.as_ref().and_then(|status| status.active.as_ref()).map(|active| active.table.as_str());
         loop {
             let observed = self.observe(&uid).await?;
@@ -106,7 +106,9 @@ impl Reconciler {
             Step::CreateTable => {
                 warehouse.ensure_landing(layout.landing()).await?;
                 // Before there can be a view: what was stored by now can't come by it.
-                let note = TableNote { before: warehouse.stored_before().await?, ..note.clone() };
+                let before = warehouse.stored_before().await?;
+                let state = if before.is_some() { TableState::Ahead(0) } else { TableState::New };
+                let note = TableNote { state, before, ..note.clone() };
                 warehouse.run_all_ddl(&layout.create_table(topology, database, target, &note)?).await?;
             }
             Step::Reset => {
@@ -124,7 +126,7 @@ impl Reconciler {
                 warehouse.await_inserts(layout.landing()).await?;
                 self.note(target, &TableNote { state: TableState::Filling(0), ..noted.clone() }).await?;
             }
-            Step::Backfill { after } => {
+            Step::CopyAhead { after } | Step::Backfill { after } => {
                 let copy = layout.backfill(topology, database, target);
                 let (warehouse, table, event_type) = (warehouse.clone(), target.to_owned(), definition.event_type.clone());
                 return self.backfills.advance(Job { warehouse, table, copy, event_type, note: noted.clone(), after: *after }).await;

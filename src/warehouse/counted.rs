@@ -82,11 +82,15 @@ pub fn partition_key() -> String {
     )
 }
 
-/// The version that a stored event has as a copy. What was written after block `{block:UInt64}` of `events`, or while
-/// ClickHouse was not the one that started at `{started:Int64}`, may have come by the view, too, as the first of its key.
+/// The version that a stored event has as a copy. What was written after block `{block:UInt64}` of `events` may have come by
+/// the view, too, as the first of its key.
 pub fn copied_version(block: &str) -> String {
-    let is_same = "abs(toInt64(toUnixTimestamp(now())) - toInt64(uptime()) - {started:Int64}) <= 2";
-    format!("if({block} > if({is_same}, {{block:UInt64}}, 0), {}, version)", written_again_sql())
+    format!("if({block} > {}, {}, version)", known_block("{block:UInt64}"), written_again_sql())
+}
+
+/// SQL: a block's number, for as long as ClickHouse is the one that started at `{started:Int64}`; then 0, for numbers are given anew.
+pub fn known_block(number: &str) -> String {
+    format!("if(abs(toInt64(toUnixTimestamp(now())) - toInt64(uptime()) - {{started:Int64}}) <= 2, {number}, 0)")
 }
 
 /// How the rows that count are found. All find the same, for all that a statement reads it sees at one moment

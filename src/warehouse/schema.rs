@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::counted::{copied_version, partition_key};
+use super::counted::{copied_version, known_block, partition_key};
 use super::row::COLUMNS;
 use super::sql::{identifier, literal};
 use super::topology::{ShardBy, Topology};
@@ -228,12 +228,15 @@ pub struct TableNote {
     pub meter: String,
     /// Where the table is in its life.
     pub state: TableState,
-    /// What was stored before the table was made; None: not known.
+    /// What was stored before the table had a view; None: not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub before: Option<StoredBefore>,
+    /// Number of the last block of `events` that was copied before the table had a view, in the same life of ClickHouse as `before`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copied: Option<u64>,
 }
 
-/// A moment in the life of `events`: what it has up to then can't have come to a later table by its view.
+/// A moment in the life of `events`: what it has up to then can't have come to a table by a later view.
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct StoredBefore {
@@ -243,13 +246,24 @@ pub struct StoredBefore {
     pub started_s: i64,
 }
 
-/// A meter table's life: `New → Filling → Live → Retired`, or `Retained` when its Meter has gone.
+impl StoredBefore {
+    /// Whether ClickHouse was not started anew between the two: then their numbers are of one count. What it says of its start differs
+    /// by a second or two.
+    pub const fn is_same_run(self, other: Self) -> bool {
+        self.started_s.abs_diff(other.started_s) <= 2
+    }
+}
+
+/// A meter table's life: `Ahead → New → Filling → Live → Retired`, or `Retained` when its Meter has gone.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub enum TableState {
+    /// Made, and nothing feeds it: what was stored before is copied first, up to this month (`yyyymm`), so that INSERTs need not pay
+    /// for a view meanwhile.
+    Ahead(u32),
     /// Made; its view may not be there yet, and INSERTs that began before the view may still run.
     New,
-    /// Every event from now on comes by the view; earlier ones are copied, up to this month (`yyyymm`).
+    /// Every event from now on comes by the view; those that were not copied ahead are copied, up to this month.
     Filling(u32),
     /// Complete.
     Live,
@@ -393,13 +407,13 @@ impl Layout {
         )
     }
 
-    /// Copies a month (`yyyymm`) of stored events into the table: `{month:UInt32}` is bound, and `{block:UInt64}` and
-    /// `{started:Int64}` of [`StoredBefore`]. Rows that are there already collapse with their copies, cancelled ones come
-    /// as cancelled.
+    /// Copies a month (`yyyymm`) of stored events into the table: those after block `{copied:UInt64}` and up to `{until:UInt64}`.
+    /// `{month:UInt32}` is bound, and `{block:UInt64}` and `{started:Int64}` of [`StoredBefore`]. Rows that are there already collapse
+    /// with their copies, cancelled ones come as cancelled.
     pub fn backfill(&self, topology: &Topology, database: &str, table: &str) -> String {
         let names = self.columns.iter().map(|(name, ..)| identifier(name)).collect::<Vec<_>>().join(", ");
         // Each shard numbers its INSERTs; what is read there is FINAL, whichever kind it is of.
-        let block = if *topology == Topology::Single { ", _block_number AS block" } else { ", toUInt64(1) AS block" };
+        let block = if *topology == Topology::Single { "_block_number" } else { "toUInt64(1)" };
         let as_copy = |name: &str| match name {
             VERSION => Some(copied_version("block")),
             COPIED => Some("1".to_owned()),
@@ -410,7 +424,16 @@ impl Layout {
             "INSERT INTO {}.{} ({names}) SETTINGS optimize_on_insert = 0 {}",
             identifier(database),
             identifier(table),
-            self.select(database, "events", block, " AND toYYYYMM(time) = {month:UInt32}", as_copy)
+            self.select(
+                database,
+                "events",
+                &format!(", {block} AS block"),
+                &format!(
+                    " AND toYYYYMM(time) = {{month:UInt32}} AND {block} > {} AND {block} <= {{until:UInt64}}",
+                    known_block("{copied:UInt64}")
+                ),
+                as_copy
+            )
         )
     }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use kubemeter::api::{Aggregation, DeletionPolicy, Meter, MeterSpec};
 use kubemeter::metering::{Metering as _, UsageQuery};
 use kubemeter::warehouse::insert_name;
-use kubemeter::warehouse::schema::{self, Landing, Landings, TableNote, TableState};
+use kubemeter::warehouse::schema::{self, Landing, Landings, StoredBefore, TableNote, TableState};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -291,9 +291,20 @@ async fn an_edit_taken_back_half_way_leaves_the_first_table_answering() {
     };
     let uid = meter.metadata.uid.clone().unwrap();
     let table = layout(&next).table(&uid);
-    for (state, has_view) in [(TableState::New, false), (TableState::New, true), (TableState::Filling(202_603), true)] {
-        let note =
-            TableNote { uid: uid.clone(), namespace: NAMESPACE.to_owned(), meter: "m".to_owned(), state: state.clone(), before: None };
+    let known = lab.warehouse.stored_before().await.unwrap();
+    // Of a ClickHouse that was started anew since then.
+    let long_ago = Some(StoredBefore { block: u64::MAX, started_s: 1 });
+    for (state, has_view, before, copied) in [
+        (TableState::Ahead(202_601), false, known, None),
+        (TableState::Ahead(202_601), false, long_ago, None),
+        (TableState::Ahead(0), true, known, None),
+        (TableState::New, false, None, None),
+        (TableState::New, false, long_ago, Some(u64::MAX)),
+        (TableState::New, true, None, None),
+        (TableState::Filling(202_603), true, known, None),
+    ] {
+        let (namespace, name) = (NAMESPACE.to_owned(), "m".to_owned());
+        let note = TableNote { uid: uid.clone(), namespace, meter: name, state: state.clone(), before, copied };
         let database = lab.warehouse.database();
         let half = async || {
             lab.warehouse
@@ -310,11 +321,12 @@ async fn an_edit_taken_back_half_way_leaves_the_first_table_answering() {
         assert!(!tables(&lab, &meter).await.contains_key(&table), "{state:?}: the half-made table goes");
         // Gone on with instead, it holds all there is.
         half().await;
-        if state == TableState::Filling(202_603) {
+        if let TableState::Ahead(noted) | TableState::Filling(noted) = state {
             // Months up to the noted one are there already.
             let copy = layout(&next).backfill(lab.warehouse.topology(), database, &table);
-            for month in [202_601_u32, 202_602, 202_603] {
-                lab.warehouse.query(&copy).bind("month", month).bind("block", 0).bind("started", 0).run().await.unwrap();
+            for month in [202_601_u32, 202_602, 202_603].into_iter().filter(|month| *month <= noted) {
+                let copy = lab.warehouse.query(&copy).bind("month", month).bind("copied", 0).bind("until", u64::MAX);
+                copy.bind("block", 0).bind("started", 0).run().await.unwrap();
             }
         }
         lab.settle(next.clone()).await;
