@@ -297,6 +297,7 @@ async fn an_edit_taken_back_half_way_leaves_the_first_table_answering() {
     for (state, has_view, before, copied) in [
         (TableState::Ahead(202_601), false, known, None),
         (TableState::Ahead(202_601), false, long_ago, None),
+        (TableState::Ahead(999_912), false, long_ago, None),
         (TableState::Ahead(0), true, known, None),
         (TableState::New, false, None, None),
         (TableState::New, false, long_ago, Some(u64::MAX)),
