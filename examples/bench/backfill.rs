@@ -25,66 +25,85 @@ pub async fn measure(setup: &Setup, sizes: &Sizes, events: u64, seed: u64, repor
     let mut reference = Reference::new();
     reference.count(&pass, pass.numbers.clone(), 1);
 
-    let (quiet, steps) = made(setup).await?;
-    check(setup, reference.total()).await?;
-    setup.manifest(MANIFEST, None)?;
-    gone(setup).await?;
-    setup.quiet().await?;
-    progress(format_args!("a meter over {} million events: {quiet:.1} s", load::millions(events)));
+    // In turn, and all turns of a kind count together: merges come when they are due.
+    let (mut stored, mut total) = (events, reference.total());
+    let (mut quiet, mut busy, mut alone, mut beside) = (Rate::default(), Rate::default(), Rate::default(), Rate::default());
+    let mut told = BTreeSet::new();
+    for turn in 1..=sizes.turns as u64 {
+        let (seconds, steps) = made(setup).await?;
+        quiet.add(stored, seconds);
+        told.extend(steps);
+        check(setup, total).await?;
+        gone(setup).await?;
 
-    let alone = Posts::new(setup, LOAD, seed, 1);
-    let alone_rate = alone
-        .during(rate(&alone, async {
-            tokio::time::sleep(sizes.alone).await;
-            Ok(())
-        }))
-        .await?
-        .1;
-    setup.quiet().await?;
-    let beside = Posts::new(setup, LOAD, seed, 2);
-    let ((busy, _), beside_rate) = beside.during(rate(&beside, made(setup))).await?;
-    check(setup, reference.total() + alone.thousandths() + beside.thousandths()).await?;
+        for (rate, stream) in [(&mut alone, 2 * turn), (&mut beside, 2 * turn + 1)] {
+            let posts = Posts::new(setup, LOAD, seed, stream);
+            let is_alone = stream % 2 == 0;
+            let work = async {
+                let began = Instant::now();
+                if is_alone {
+                    tokio::time::sleep(sizes.alone).await;
+                } else {
+                    let (seconds, steps) = made(setup).await?;
+                    busy.add(stored, seconds);
+                    told.extend(steps);
+                }
+                rate.add(posts.acknowledged(), began.elapsed().as_secs_f64());
+                Ok(())
+            };
+            posts.during(work).await?;
+            stored += posts.acknowledged();
+            total += posts.thousandths();
+            if !is_alone {
+                check(setup, total).await?;
+                gone(setup).await?;
+            }
+            setup.quiet().await?;
+        }
+        progress(format_args!("backfill: turn {turn} of {} done", sizes.turns));
+    }
 
-    let all = events + alone.acknowledged();
-    let (fast, slow) = (events as f64 / quiet, all as f64 / busy);
+    let (fast, slow, alone, beside) = (quiet.a_second(), busy.a_second(), alone.a_second(), beside.a_second());
     report.aim(Aim::at_least("backfill of a new meter", fast, 1e6, "events/s"));
-    report.aim(Aim::at_least("ingest during a backfill, part of ingest alone", beside_rate / alone_rate, 0.7, "×"));
+    report.aim(Aim::at_least("ingest during a backfill, part of ingest alone", beside / alone, 0.7, "×"));
     let mut table =
         Table::new(&format!("A meter made over {} million events", load::millions(events)), &["figure", "alone", "both at once", "ratio"]);
     table.row(["backfill".to_owned(), format!("**{fast:.0} events/s**"), format!("{slow:.0} events/s"), ratio(slow / fast)]);
-    table.row([
-        "ingest".to_owned(),
-        format!("{alone_rate:.0} events/s"),
-        format!("**{beside_rate:.0} events/s**"),
-        ratio(beside_rate / alone_rate),
-    ]);
+    table.row(["ingest".to_owned(), format!("{alone:.0} events/s"), format!("**{beside:.0} events/s**"), ratio(beside / alone)]);
     table.note(format!(
         "From the moment the manifest is there to the meter's first answer; events over twelve months, batches of {} from {} connections. \
-         The new meter's total is exactly that of all events. Its status told, of how far it was: {}.",
+         Each figure is that of {} turns together. The new meter's total was each time exactly that of all events. Its status told, of how \
+         many of twelve months were done: {}.",
         LOAD.1,
         LOAD.0,
-        if steps.is_empty() { "nothing, it took too short".to_owned() } else { steps.join(", ") }
+        sizes.turns,
+        if told.is_empty() {
+            "nothing, it took too short".to_owned()
+        } else {
+            told.iter().map(u32::to_string).collect::<Vec<_>>().join(", ")
+        }
     ));
     report.table(table);
     Ok(())
 }
 
 /// Makes the Meter: seconds until it answers, and what its status told of its progress.
-async fn made(setup: &Setup) -> Result<(f64, Vec<String>)> {
+async fn made(setup: &Setup) -> Result<(f64, BTreeSet<u32>)> {
     let mut told = BTreeSet::new();
     let began = Instant::now();
     setup.manifest(MANIFEST, Some(&setup::meter(METER, TYPE)))?;
     let note = |message: &str| {
         if let Some((_, rest)) = message.split_once("Copying stored events: ") {
-            told.insert(rest.split(" done").next().unwrap_or_default().to_owned());
+            told.extend(rest.split(' ').next().and_then(|months| months.parse::<u32>().ok()));
         }
     };
     setup.await_meter(METER, note).await?;
-    Ok((began.elapsed().as_secs_f64(), told.into_iter().collect()))
+    Ok((began.elapsed().as_secs_f64(), told))
 }
 
-/// Waits until the Meter's tables are gone.
+/// Deletes the Meter, and waits until its tables are gone.
 async fn gone(setup: &Setup) -> Result<()> {
+    setup.manifest(MANIFEST, None)?;
     let mut direct = setup.clickhouse().await?;
     let tables =
         "SELECT count() FROM system.tables WHERE database = 'kubemeter' AND startsWith(name, 'meter_') AND engine = 'ReplacingMergeTree'";
@@ -98,11 +117,22 @@ async fn gone(setup: &Setup) -> Result<()> {
     Ok(())
 }
 
-/// Events a second that are acknowledged during some work.
-async fn rate<T>(posts: &Posts<'_>, work: impl Future<Output = Result<T>>) -> Result<(T, f64)> {
-    let (began, before) = (Instant::now(), posts.acknowledged());
-    let done = work.await?;
-    Ok((done, (posts.acknowledged() - before) as f64 / began.elapsed().as_secs_f64()))
+/// Events and the seconds they took, of several turns.
+#[derive(Default)]
+struct Rate {
+    events: u64,
+    seconds: f64,
+}
+
+impl Rate {
+    fn add(&mut self, events: u64, seconds: f64) {
+        self.events += events;
+        self.seconds += seconds;
+    }
+
+    fn a_second(&self) -> f64 {
+        self.events as f64 / self.seconds
+    }
 }
 
 async fn check(setup: &Setup, thousandths: i128) -> Result<()> {

@@ -145,6 +145,9 @@ fn p50(times: &Times, at: usize) -> f64 {
     percentile(&times[at], 50)
 }
 
+/// Rounds in which the questions are asked.
+const ROUNDS: usize = 3;
+
 struct Large<'a> {
     setup: &'a Setup,
     sizes: &'a Sizes,
@@ -200,15 +203,26 @@ impl Large<'_> {
         Ok(self.setup.run(&mut direct, &format!("SELECT count() {of}")).await?.parse()?)
     }
 
-    /// Asks all questions, each of some customers and months, and compares every answer.
+    /// Asks all questions, each of some customers and months, and compares every answer. In rounds, so that whatever else the machine
+    /// does meets all of them.
     async fn ask(&self) -> Result<Times> {
-        let mut gateway = self.setup.gateway().await?;
         let mut random = Random::new(self.seed);
         let mut all: Times = Default::default();
-        for ((question, name), times) in QUESTIONS.iter().zip(&mut all) {
+        for _ in 0..ROUNDS {
+            self.ask_each(&mut random, &mut all).await?;
+        }
+        for ((_, name), times) in QUESTIONS.iter().zip(&all) {
+            progress(format_args!("{name}: p50 {}, p99 {}", milliseconds(percentile(times, 50)), milliseconds(percentile(times, 99))));
+        }
+        Ok(all)
+    }
+
+    async fn ask_each(&self, random: &mut Random, all: &mut Times) -> Result<()> {
+        let mut gateway = self.setup.gateway().await?;
+        for ((question, _), times) in QUESTIONS.iter().zip(all) {
             let asked = if matches!(question, Question::CustomerByDay) { self.sizes.asked.0 } else { self.sizes.asked.1 };
             // The first is not counted: it fills caches.
-            for number in 0..=asked {
+            for number in 0..=asked / ROUNDS {
                 let (month, subject) = (random.below(12) as usize, random.below(SUBJECTS));
                 let (path, expected) = self.question(*question, MONTHS[month]..MONTHS[month + 1], subject)?;
                 let began = Instant::now();
@@ -222,9 +236,8 @@ impl Large<'_> {
                     return Err(format!("{path} is answered otherwise than the events add up to").into());
                 }
             }
-            progress(format_args!("{name}: p50 {}, p99 {}", milliseconds(percentile(times, 50)), milliseconds(percentile(times, 99))));
         }
-        Ok(all)
+        Ok(())
     }
 
     fn question(&self, question: Question, days: Range<u64>, subject: u64) -> Result<(String, Answer)> {

@@ -126,7 +126,7 @@ struct Sizes {
 
 const FULL: Sizes = Sizes {
     stored: &[1_000_000, 10_000_000],
-    asked: (100, 30),
+    asked: (99, 60),
     batches: &[(16, 1_000, 3_000_000), (16, 100, 200_000), (16, 1, 4_000), (256, 1, 100_000)],
     direct: (100_000, 30),
     turns: 3,
@@ -143,7 +143,7 @@ const FULL: Sizes = Sizes {
 
 const QUICK: Sizes = Sizes {
     stored: &[100_000, 500_000],
-    asked: (20, 5),
+    asked: (21, 6),
     batches: &[(16, 1_000, 100_000), (16, 100, 20_000), (16, 1, 1_000), (256, 1, 10_000)],
     direct: (50_000, 2),
     turns: 1,
