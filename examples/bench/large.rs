@@ -40,8 +40,30 @@ const QUESTIONS: [(Question, &str); 4] = [
     (Question::GroupsByDay, "a month by day and two groups"),
 ];
 
-/// Seconds that each question's answers took.
-type Times = [Vec<f64>; QUESTIONS.len()];
+/// Statement about rows that never change, asked in turn with the questions: what it takes longer is the machine's doing.
+const UNCHANGED: &str = "SELECT subject, sum(value) FROM bench.unchanged GROUP BY subject FORMAT Null";
+
+/// Seconds that each question's answers took, and those about unchanged rows.
+#[derive(Default)]
+struct Times {
+    questions: [Vec<f64>; QUESTIONS.len()],
+    unchanged: Vec<f64>,
+}
+
+impl Times {
+    fn p50(&self, at: usize) -> f64 {
+        percentile(&self.questions[at], 50)
+    }
+
+    /// How many times as long a question took as in another phase, at the same speed of the machine.
+    fn ratio(&self, before: &Self, at: usize) -> f64 {
+        self.p50(at) / before.p50(at) / self.slowness(before)
+    }
+
+    fn slowness(&self, before: &Self) -> f64 {
+        percentile(&self.unchanged, 50) / percentile(&before.unchanged, 50)
+    }
+}
 
 /// Says before anything is done whether the disk has room for so many events.
 pub fn check_disk(events: u64) -> Result<()> {
@@ -62,6 +84,7 @@ pub async fn measure(setup: &Setup, sizes: &Sizes, events: u64, seed: u64, repor
     let (first, rest) = (Pass::in_order(seed, 0..events / 10, YEAR_MS), Pass::in_order(seed, events / 10..by_sql, YEAR_MS));
     let posted = Pass::random(seed, by_sql..events, YEAR_MS);
     bench.load(&first).await?;
+    bench.keep_unchanged().await?;
     let small = bench.ask().await?;
     bench.load(&rest).await?;
     load::post(setup, &posted).await?;
@@ -83,14 +106,14 @@ pub async fn measure(setup: &Setup, sizes: &Sizes, events: u64, seed: u64, repor
     setup.quiet().await?;
     let again = bench.ask().await?;
 
-    let [one, customers, by_day, _] = &large;
+    let [one, customers, by_day, _] = &large.questions;
     let ms = |times: &[f64], percent| percentile(times, percent) * 1e3;
     let million = load::millions(events);
     report.aim(Aim::at_most(&format!("one customer's month by day at {million} M, p50"), ms(one, 50), 20.0, "ms"));
     report.aim(Aim::at_most(&format!("one customer's month by day at {million} M, p99"), ms(one, 99), 60.0, "ms"));
     report.aim(Aim::at_most(&format!("all customers' month at {million} M, p50"), ms(customers, 50), 1_000.0, "ms"));
     report.aim(Aim::at_most(&format!("all customers' month by day at {million} M, p50"), ms(by_day, 50), 1_000.0, "ms"));
-    let worst = |above: &Times, below: &Times, of: Range<usize>| of.map(|at| p50(above, at) / p50(below, at)).fold(0.0, f64::max);
+    let worst = |above: &Times, below: &Times, of: Range<usize>| of.map(|at| above.ratio(below, at)).fold(0.0, f64::max);
     report.aim(Aim::at_most(
         &format!("all customers: growth from {} M to {million} M", million / 10.0),
         worst(&large, &small, 1..3),
@@ -114,22 +137,35 @@ pub async fn measure(setup: &Setup, sizes: &Sizes, events: u64, seed: u64, repor
     );
     for (at, (_, name)) in QUESTIONS.iter().enumerate() {
         let times = |times: &Times| {
-            format!("**p50 {}**, p99 {}", milliseconds(percentile(&times[at], 50)), milliseconds(percentile(&times[at], 99)))
+            let times = &times.questions[at];
+            format!("**p50 {}**, p99 {}", milliseconds(percentile(times, 50)), milliseconds(percentile(times, 99)))
         };
-        let (growth, cost) = (p50(&large, at) / p50(&small, at), p50(&disturbed, at) / p50(&large, at));
         table.row([
             (*name).to_owned(),
             times(&small),
             times(&large),
-            ratio(growth),
+            ratio(large.ratio(&small, at)),
             times(&disturbed),
-            ratio(cost),
+            ratio(disturbed.ratio(&large, at)),
             times(&again),
-            ratio(p50(&again, at) / p50(&large, at)),
+            ratio(again.ratio(&large, at)),
         ]);
     }
+    let unchanged = |times: &Times| format!("p50 {}", milliseconds(percentile(&times.unchanged, 50)));
+    table.row([
+        "the same rows each time".to_owned(),
+        unchanged(&small),
+        unchanged(&large),
+        ratio(large.slowness(&small)),
+        unchanged(&disturbed),
+        ratio(disturbed.slowness(&large)),
+        unchanged(&again),
+        ratio(again.slowness(&large)),
+    ]);
     table.note(format!(
-        "A month and a customer at random each time, {} times (one customer) or {} times (all). Events were stored in the order of their times, \
+        "A month and a customer at random each time, {} times (one customer) or {} times (all). Phases are minutes apart, and a machine that others use, too, \
+         changes its speed meanwhile. So rows of a quarter of the small table that nothing changed were added up by hand, in turn with the questions about all: \
+         what these took longer, in the last line, is taken out of the ratios above it. Events were stored in the order of their times, \
          each up to an hour late, first a tenth of them over the whole year, then the rest, of that every {POSTED}th by HTTP, at random over the year. \
          After that these were posted again (of which the gateway wrote {written_again} again, for the others it knew to be everywhere), 1 % more came \
          at random over the year, and of every tenth customer the events of another hundredth of the year were cancelled over HTTP. At last every 100th \
@@ -139,10 +175,6 @@ pub async fn measure(setup: &Setup, sizes: &Sizes, events: u64, seed: u64, repor
     ));
     report.table(table);
     Ok(())
-}
-
-fn p50(times: &Times, at: usize) -> f64 {
-    percentile(&times[at], 50)
 }
 
 /// Rounds in which the questions are asked.
@@ -159,6 +191,25 @@ impl Large<'_> {
     async fn load(&mut self, pass: &Pass) -> Result<()> {
         load::load(self.setup, pass).await?;
         self.reference.count(pass, pass.numbers.clone(), 1);
+        Ok(())
+    }
+
+    /// Sets a quarter of the table's rows aside, as they are: the same files, which are never merged.
+    async fn keep_unchanged(&self) -> Result<()> {
+        let mut direct = self.setup.clickhouse().await?;
+        let table = &self.setup.table;
+        for sql in
+            ["CREATE DATABASE bench", &format!("CREATE TABLE bench.unchanged AS kubemeter.{table}"), "SYSTEM STOP MERGES bench.unchanged"]
+        {
+            self.setup.run(&mut direct, sql).await?;
+        }
+        let first = format!(
+            "SELECT DISTINCT partition_id FROM system.parts WHERE active AND database = 'kubemeter' AND table = '{table}' ORDER BY 1 LIMIT 3"
+        );
+        for partition in self.setup.run(&mut direct, &first).await?.lines() {
+            let sql = format!("ALTER TABLE bench.unchanged ATTACH PARTITION ID '{partition}' FROM kubemeter.{table}");
+            self.setup.run(&mut direct, &sql).await?;
+        }
         Ok(())
     }
 
@@ -207,19 +258,19 @@ impl Large<'_> {
     /// does meets all of them.
     async fn ask(&self) -> Result<Times> {
         let mut random = Random::new(self.seed);
-        let mut all: Times = Default::default();
+        let mut all = Times::default();
         for _ in 0..ROUNDS {
             self.ask_each(&mut random, &mut all).await?;
         }
-        for ((_, name), times) in QUESTIONS.iter().zip(&all) {
+        for ((_, name), times) in QUESTIONS.iter().zip(&all.questions) {
             progress(format_args!("{name}: p50 {}, p99 {}", milliseconds(percentile(times, 50)), milliseconds(percentile(times, 99))));
         }
         Ok(all)
     }
 
     async fn ask_each(&self, random: &mut Random, all: &mut Times) -> Result<()> {
-        let mut gateway = self.setup.gateway().await?;
-        for ((question, _), times) in QUESTIONS.iter().zip(all) {
+        let (mut gateway, mut direct) = (self.setup.gateway().await?, self.setup.clickhouse().await?);
+        for ((question, _), times) in QUESTIONS.iter().zip(&mut all.questions) {
             let asked = if matches!(question, Question::CustomerByDay) { self.sizes.asked.0 } else { self.sizes.asked.1 };
             // The first is not counted: it fills caches.
             for number in 0..=asked / ROUNDS {
@@ -232,6 +283,11 @@ impl Large<'_> {
                 }
                 let mut answer = of_kubemeter(&answer)?;
                 answer.retain(|_, value| *value != BigDecimal::default());
+                if !matches!(question, Question::CustomerByDay) {
+                    let began = Instant::now();
+                    self.setup.run(&mut direct, UNCHANGED).await?;
+                    all.unchanged.push(began.elapsed().as_secs_f64());
+                }
                 if answer != expected {
                     return Err(format!("{path} is answered otherwise than the events add up to").into());
                 }
