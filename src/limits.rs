@@ -8,6 +8,9 @@ use std::time::Duration;
 pub const ATTRIBUTE_BYTES: usize = 1_024;
 /// Largest single event as JSON, in bytes. CloudEvents asks intermediaries to forward at least 64 KiB.
 pub const EVENT_BYTES: usize = 256 * 1_024;
+/// Most bytes of one event's values, each with its whole path: as many values as there may be under paths as long as a Meter's, and
+/// as many bytes of values as an event can have. Without it a long name above many values would be copied for each of them.
+pub const DATA_BYTES: usize = EVENT_BYTES + DATA_LEAVES * PATH_BYTES;
 /// Most members of an event's `data`, and most extensions, that are kept while it is read: with more, of at least five bytes each, it
 /// is larger than [`EVENT_BYTES`] and refused; a body full of them would take eight times its memory.
 pub const EVENT_MEMBERS: usize = EVENT_BYTES / 5;
@@ -15,6 +18,9 @@ pub const EVENT_MEMBERS: usize = EVENT_BYTES / 5;
 pub const BODY_BYTES: usize = 16 * 1_024 * 1_024;
 /// Most events in one request.
 pub const BATCH_EVENTS: usize = 10_000;
+/// Most bytes of memory that one request's events take once they are read. Paths may make them larger than the body, without a bound of
+/// their own many times so; a body of [`BODY_BYTES`] may double.
+pub const BATCH_BYTES: usize = 2 * BODY_BYTES;
 /// Most scalar values in one event's `data`: each becomes an entry of a ClickHouse map.
 pub const DATA_LEAVES: usize = 1_024;
 /// Deepest nesting of an event's `data`.
@@ -47,6 +53,8 @@ pub const USAGE_ROWS: u64 = 250_000;
 pub const PAGE_DEFAULT: u32 = 100;
 /// See [`PAGE_DEFAULT`].
 pub const PAGE_MAX: u32 = 1_000;
+/// A page of events or of rejects that takes so many bytes of memory ends: a thousand of them may be 256 MiB.
+pub const PAGE_BYTES: usize = 4 * 1_024 * 1_024;
 /// Largest manifest file in `dev`, in bytes. A Customer with all its subjects at their longest has 1 MiB.
 pub const MANIFEST_BYTES: u64 = 8 * 1_024 * 1_024;
 /// Most manifest files in `dev`: the folder is read as a whole on each change.
@@ -57,6 +65,10 @@ pub const CONTINUE_BYTES: usize = 4 * 1_024;
 /// request is answered, and with what is made of them (items, rows, their INSERT) measured six times as much: with
 /// 32 MiB of them a gateway had 260 MiB at full load with ClickHouse standing still, and is to have 256. A decompressor's window can hold as much once more.
 pub const BODIES_BYTES: usize = 24 * 1_024 * 1_024;
+/// How many times a body's bytes its events may take of memory; what takes more counts as a larger body among [`BODIES_BYTES`].
+/// Small events of few values take three times theirs.
+pub const BODY_GROWS: usize = 4;
+const _: () = assert!(BATCH_BYTES / BODY_GROWS < BODIES_BYTES, "every request that is within the bounds has room");
 /// Longest bearer token, in bytes: Kubernetes' own are about 1 KiB.
 pub const TOKEN_BYTES: usize = 16 * 1_024;
 /// Longest `x-request-id` that is taken over, in bytes.

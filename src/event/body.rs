@@ -1,15 +1,15 @@
 //! From a request body to its events, whatever form they come in. One bad event never harms the others.
 
-use std::collections::HashMap;
+use std::fmt;
 
 use bytes::Bytes;
 use http::HeaderMap;
-use serde::de::{DeserializeSeed as _, IgnoredAny};
+use serde::de::{DeserializeSeed as _, Deserializer as _, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::cloudevent::{Dialect, Fault, is_json, judge};
 use super::envelope::{Envelope, Fill};
-use super::flatten::Scratch;
+use super::flatten::{Scratch, Text};
 use super::rebuild::quote;
 use super::{Incoming, Item, Refusal};
 use crate::limits;
@@ -47,6 +47,9 @@ pub enum BodyError {
     /// More events than [`limits::BATCH_EVENTS`].
     #[error("the body has more than {} events: send them in several requests", limits::BATCH_EVENTS)]
     TooMany,
+    /// More than [`limits::BATCH_BYTES`].
+    #[error("the events take more than {} bytes, each value counted with its path: send them in several requests", limits::BATCH_BYTES)]
+    TooLarge,
 }
 
 impl Form {
@@ -119,27 +122,49 @@ fn document(form: &Form, body: &Bytes) -> Result<Vec<Item>, BodyError> {
         }
     }
 
-    let mut items = Vec::with_capacity((body.len() / EVENT_BYTES).min(limits::BATCH_EVENTS));
+    let mut items = Items::with_capacity((body.len() / EVENT_BYTES).min(limits::BATCH_EVENTS));
     let mut at = reader.skip_blanks(first + 1);
     if reader.byte(at) == Some(b']') {
         reader.end(at + 1)?;
-        return Ok(items);
+        return Ok(items.all);
     }
     loop {
-        if items.len() == limits::BATCH_EVENTS {
-            return Err(BodyError::TooMany);
-        }
         let (item, end) = reader.element(at)?;
-        items.push(item);
+        items.push(item)?;
         at = reader.skip_blanks(end);
         match reader.byte(at) {
             Some(b',') => at = reader.skip_blanks(at + 1),
             Some(b']') => {
                 reader.end(at + 1)?;
-                return Ok(items);
+                return Ok(items.all);
             }
             _ => return Err(reader.syntax()),
         }
+    }
+}
+
+/// The items of a body, as many and as large as one may have.
+#[derive(Default)]
+struct Items {
+    all: Vec<Item>,
+    weight: usize,
+}
+
+impl Items {
+    fn with_capacity(items: usize) -> Self {
+        Self { all: Vec::with_capacity(items), weight: 0 }
+    }
+
+    fn push(&mut self, item: Item) -> Result<(), BodyError> {
+        self.weight += item.weight();
+        if self.all.len() == limits::BATCH_EVENTS {
+            return Err(BodyError::TooMany);
+        }
+        if self.weight > limits::BATCH_BYTES {
+            return Err(BodyError::TooLarge);
+        }
+        self.all.push(item);
+        Ok(())
     }
 }
 
@@ -194,18 +219,15 @@ impl Reader<'_> {
 }
 
 fn lines(body: &Bytes) -> Result<Vec<Item>, BodyError> {
-    let mut items = Vec::new();
+    let mut items = Items::default();
     for (number, line) in body.split(|b| *b == b'\n').enumerate() {
         let line = line.trim_ascii();
         if line.is_empty() {
             continue;
         }
-        if items.len() == limits::BATCH_EVENTS {
-            return Err(BodyError::TooMany);
-        }
-        items.push(item(body.slice_ref(line), Dialect::Either, &format!("line {}", number + 1)));
+        items.push(item(body.slice_ref(line), Dialect::Either, &format!("line {}", number + 1)))?;
     }
-    if items.is_empty() { Err(BodyError::Empty) } else { Ok(items) }
+    if items.all.is_empty() { Err(BodyError::Empty) } else { Ok(items.all) }
 }
 
 /// One event that stands alone.
@@ -251,10 +273,48 @@ fn judged<'a>(
 
 /// Source and id of an event as it came, as far as they can be read.
 pub fn names(raw: &[u8]) -> (Option<String>, Option<String>) {
-    let text = String::from_utf8_lossy(raw);
-    let members: HashMap<String, &RawValue> = serde_json::from_str(&text).unwrap_or_default();
-    let read = |name| members.get(name).and_then(|json| serde_json::from_str(json.get()).ok());
-    (read("source"), read("id"))
+    let json = String::from_utf8_lossy(raw);
+    let [source, id] = members(&json, ["source", "id"]);
+    (source.and_then(text), id.and_then(text))
+}
+
+/// Whose event it would have been, as far as that can be read.
+pub fn subject(raw: &[u8]) -> Option<String> {
+    let json = String::from_utf8_lossy(raw);
+    let [subject, data, detail] = members(&json, ["subject", "data", "detail"]);
+    let [of_data] = data.map_or([None], |data| members(data, ["tenantId"]));
+    let of_detail = detail.map_or([None; 2], |detail| members(detail, ["subject", "tenantId"]));
+    [subject, of_data].into_iter().chain(of_detail).flatten().find_map(text)
+}
+
+fn text(json: &str) -> Option<String> {
+    serde_json::from_str(json).ok()
+}
+
+/// Some members of a JSON object, of several of a name the last. Nothing is kept of others: what is refused may be of any size.
+fn members<'a, const N: usize>(json: &'a str, names: [&str; N]) -> [Option<&'a str>; N] {
+    let mut reader = serde_json::Deserializer::from_str(json);
+    reader.deserialize_map(Members(names)).and_then(|found| reader.end().map(|()| found)).unwrap_or([None; N])
+}
+
+struct Members<'n, const N: usize>([&'n str; N]);
+
+impl<'de, const N: usize> Visitor<'de> for Members<'_, N> {
+    type Value = [Option<&'de str>; N];
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut found = [None; N];
+        while let Some((Text(name), json)) = map.next_entry::<Text<'de>, &'de RawValue>()? {
+            if let Some(at) = self.0.iter().position(|wanted| *wanted == name) {
+                found[at] = Some(json.get());
+            }
+        }
+        Ok(found)
+    }
 }
 
 /// One event in binary mode, by way of its structured form: there is one set of rules, and that form can be replayed.
@@ -276,7 +336,8 @@ fn binary(attributes: &[(String, Vec<u8>)], body: &[u8]) -> Item {
         Ok(data) => data.get().to_owned(),
         Err(why) => {
             fault = Some(format!("the body is the event's data in binary mode, and it is not JSON: {why}"));
-            quote(&String::from_utf8_lossy(body))
+            // What is longer is refused, and kept as little of, whatever it is.
+            quote(&String::from_utf8_lossy(&body[..body.len().min(limits::EVENT_BYTES)]))
         }
     };
     json.push_str(&format!("\"data\":{data}}}"));

@@ -26,6 +26,9 @@ pub enum DataError {
     /// More than [`limits::DATA_LEAVES`] values.
     #[error("has more than {} values: leave out what is not counted", limits::DATA_LEAVES)]
     TooManyValues,
+    /// More than [`limits::DATA_BYTES`].
+    #[error("has values that take over {} bytes with their paths: shorten the names above them", limits::DATA_BYTES)]
+    TooLong,
     /// Deeper than [`limits::DATA_DEPTH`].
     #[error("is nested deeper than {} levels: send it flatter", limits::DATA_DEPTH)]
     TooDeep,
@@ -36,7 +39,7 @@ impl DataError {
     pub const fn code(&self) -> RejectCode {
         match self {
             Self::NotObject(_) | Self::NotJson(_) => RejectCode::InvalidEvent,
-            Self::TooManyValues | Self::TooDeep => RejectCode::TooLarge,
+            Self::TooManyValues | Self::TooLong | Self::TooDeep => RejectCode::TooLarge,
         }
     }
 }
@@ -71,6 +74,7 @@ impl Leaves {
         scratch.key.push('$');
         let mut walk = Walk { leaves: Self::with_capacity(bytes), scratch };
         walk.siblings(members, true, 1)?;
+        walk.leaves.give_back();
         Ok(walk.leaves)
     }
 }
@@ -185,6 +189,9 @@ impl<'a> Walk<'_, 'a> {
     fn push(&mut self, value: Scalar<'_>) -> Result<(), DataError> {
         if self.leaves.len() == limits::DATA_LEAVES {
             return Err(DataError::TooManyValues);
+        }
+        if self.leaves.bytes() + self.scratch.key.len() + value.text().len() > limits::DATA_BYTES {
+            return Err(DataError::TooLong);
         }
         self.leaves.push(&self.scratch.key, value);
         Ok(())

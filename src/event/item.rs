@@ -3,6 +3,7 @@
 use bytes::Bytes;
 
 use super::{Event, Leaves};
+use crate::limits;
 use crate::metering::RejectCode;
 
 /// One element of a request body: what it means, or why it can't be taken, and its own bytes for the reject table.
@@ -12,6 +13,23 @@ pub struct Item {
     pub raw: Bytes,
     /// What it means.
     pub parsed: Result<Incoming, Refusal>,
+}
+
+/// Bytes of memory, about, that a refused element becomes besides its copy: its reason, that in the row that keeps it, and that in the
+/// answer.
+const REFUSED: usize = 1_024;
+
+impl Item {
+    /// Bytes of memory that it takes, about, until its request is answered, besides the body.
+    pub fn weight(&self) -> usize {
+        let texts = match &self.parsed {
+            Ok(Incoming::Event(Event { attributes, data, .. })) => attributes.bytes() + data.bytes(),
+            Ok(Incoming::Command(Command::IngestUsage { data, .. })) => self.raw.len() + data.bytes(),
+            Ok(Incoming::Command(_)) => self.raw.len(),
+            Err(_) => REFUSED + self.raw.len().min(limits::EVENT_BYTES),
+        };
+        size_of::<Self>() + texts
+    }
 }
 
 /// A well-formed element.

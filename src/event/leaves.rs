@@ -55,6 +55,18 @@ impl Leaves {
         Self { count: 0, plain: 0, entries: Vec::with_capacity(bytes) }
     }
 
+    /// Gives back memory that is far more than the values took: a row waits with what it holds, and weighs what it takes.
+    pub(super) fn give_back(&mut self) {
+        if self.entries.capacity() > 2 * self.entries.len() {
+            self.entries.shrink_to_fit();
+        }
+    }
+
+    /// Bytes of the values with their paths.
+    pub const fn bytes(&self) -> usize {
+        self.entries.len()
+    }
+
     /// Appends a value. The caller sees to it that no key comes twice.
     pub fn push(&mut self, key: &str, value: Scalar<'_>) {
         self.count += 1;

@@ -16,7 +16,7 @@ mod rebuild;
 mod tests;
 
 pub use attributes::Attributes;
-pub use body::{BodyError, Form, names, parse};
+pub use body::{BodyError, Form, names, parse, subject};
 pub use decimal::{Decimal, DecimalError, value};
 pub use flatten::DataError;
 pub use identity::identity;

@@ -198,6 +198,13 @@ mod tests {
         let wide = |n: usize| format!("{{\"a\":[{}]}}", vec!["1"; n].join(","));
         assert_eq!(Leaves::from_json(&wide(limits::DATA_LEAVES)).unwrap().len(), limits::DATA_LEAVES);
         assert_eq!(Leaves::from_json(&wide(limits::DATA_LEAVES + 1)), Err(DataError::TooManyValues));
+        let long = |name: usize| format!(r#"{{"{}":[{}]}}"#, "k".repeat(name), vec!["1e1"; limits::DATA_LEAVES].join(","));
+        assert!(Leaves::from_json(&long(limits::PATH_BYTES / 2)).is_ok());
+        for name in [3 * limits::PATH_BYTES, limits::EVENT_BYTES / 2, limits::EVENT_BYTES] {
+            assert_eq!(Leaves::from_json(&long(name)), Err(DataError::TooLong), "{name}");
+        }
+        let text = format!(r#"{{"text":"{}"}}"#, "x".repeat(limits::EVENT_BYTES - 100));
+        assert!(Leaves::from_json(&text).is_ok(), "one value may be as large as an event");
         let deep = |n: usize| format!("{{\"a\":{}{}}}", "[".repeat(n - 1), "]".repeat(n - 1));
         assert_eq!(Leaves::from_json(&deep(limits::DATA_DEPTH)).unwrap().len(), 1);
         assert_eq!(Leaves::from_json(&deep(limits::DATA_DEPTH + 1)), Err(DataError::TooDeep));

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use proptest::prelude::*;
 
-use super::{BodyError, Command, Event, Form, Incoming, Item, Refusal, parse};
+use super::{BodyError, Command, Event, Form, Incoming, Item, Refusal, parse, subject};
 use crate::limits;
 use crate::metering::RejectCode;
 
@@ -456,5 +456,48 @@ proptest! {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn what_the_events_of_a_body_take_is_bounded() {
+    // A name of 4 KiB above forty values: forty times as much as was sent.
+    let long = |id: usize| {
+        let data = format!(r#"{{"{}":[{}]}}"#, "k".repeat(4_096), ["1"; 40].join(","));
+        format!(r#"{{"specversion":"1.0","id":"{id}","source":"s","type":"t","subject":"c","data":{data}}}"#)
+    };
+    let body = |events: usize, between: &str| (0..events).map(long).collect::<Vec<_>>().join(between);
+    for (events, form) in [(190, Form::Ndjson), (190, Form::Batch), (210, Form::Ndjson), (210, Form::Batch)] {
+        let text = if form == Form::Batch { format!("[{}]", body(events, ",")) } else { body(events, "\n") };
+        let parsed = parse(form.clone(), text.into());
+        if events == 190 {
+            assert_eq!(parsed.unwrap().iter().filter(|item| item.parsed.is_ok()).count(), events, "{form:?}");
+        } else {
+            assert_eq!(parsed, Err(BodyError::TooLarge), "{form:?}");
+        }
+    }
+}
+
+#[test]
+fn a_body_has_room_for_what_its_events_become() {
+    for data in [r#"{"v":1}"#, r#"{"tokens":1234,"model":"large","region":"eu"}"#] {
+        let event = format!(r#"{{"specversion":"1.0","id":"1","source":"s","type":"t","subject":"c","data":{data}}}"#);
+        let items = parse(Form::Json, event.clone().into()).unwrap();
+        assert!(items[0].parsed.is_ok() && items[0].weight() < event.len() * limits::BODY_GROWS, "{event}: {}", items[0].weight());
+    }
+}
+
+#[test]
+fn whose_event_a_refused_one_is_is_found_wherever_it_says_so() {
+    for (raw, expected) in [
+        (r#"{"subject":"a","subject":"b","data":{"tenantId":"c"}}"#, Some("b")),
+        (r#"{"\u0073ubject":"a"}"#, Some("a")),
+        (r#"{"subject":5,"data":{"tenantId":"c"},"detail":{"subject":"d"}}"#, Some("c")),
+        (r#"{"data":[],"detail":{"tenantId":"e","subject":"d"}}"#, Some("d")),
+        (r#"{"detail":{"tenantId":"e"}}"#, Some("e")),
+        ("[1]", None),
+        (r#"{"subject":"a""#, None),
+    ] {
+        assert_eq!(subject(raw.as_bytes()).as_deref(), expected, "{raw}");
     }
 }

@@ -58,7 +58,7 @@ impl<S> Clone for App<S> {
 pub struct Held {
     /// The body, decompressed.
     pub bytes: Bytes,
-    _memory: OwnedSemaphorePermit,
+    memory: OwnedSemaphorePermit,
 }
 
 impl<S: Records> App<S> {
@@ -121,7 +121,16 @@ impl<S: Records> App<S> {
             }
             all.extend_from_slice(&chunk);
         }
-        Ok(Held { bytes: all.freeze(), _memory: memory })
+        Ok(Held { bytes: all.freeze(), memory })
+    }
+
+    /// Takes a larger part of the memory for what was made of a body, where that is more than a body usually becomes.
+    pub fn hold(&self, held: &mut Held, bytes: usize) -> Result<(), Problem> {
+        let more = (bytes / limits::BODY_GROWS / PERMIT_BYTES).saturating_sub(held.memory.num_permits());
+        if more > 0 {
+            held.memory.merge(self.memory(more)?);
+        }
+        Ok(())
     }
 
     /// Waits its turn. Only who holds nothing yet may: else two could wait for each other.

@@ -11,6 +11,7 @@ use super::call::App;
 use super::forms;
 use super::problem::Problem;
 use crate::auth::Action;
+use crate::event::Item;
 use crate::limits;
 use crate::metering::{Error, EventFilter, Ingested, Listing, Metering, Records, RejectedEvent, StoredEvent};
 
@@ -34,8 +35,9 @@ pub async fn ingest<S: Metering + Records>(State(app): State<App<S>>, request: R
     let (caller, params) = app.call(&parts, &["atomic"], Action::Ingest).await?;
     let atomic = params.flag("atomic")?;
     // Held to the end: what is parsed shares the body's memory.
-    let held = app.read(body).await?;
+    let mut held = app.read(body).await?;
     let items = forms::parse(&parts.headers, held.bytes.clone())?;
+    app.hold(&mut held, items.iter().map(Item::weight).sum())?;
     let answer = app.service.ingest_usage_events(&caller, items, atomic).await;
     count(&app, &answer);
     Ok((StatusCode::ACCEPTED, Json(answer?)))

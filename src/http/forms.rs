@@ -19,7 +19,10 @@ pub fn parse(headers: &HeaderMap, body: Bytes) -> Result<Vec<Item>, Problem> {
         Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail)
     })?;
     event::parse(form, body).map_err(|why| {
-        let code = if matches!(why, BodyError::TooMany) { RejectCode::TooLarge } else { RejectCode::InvalidEvent };
+        let code = match why {
+            BodyError::TooMany | BodyError::TooLarge => RejectCode::TooLarge,
+            BodyError::Empty | BodyError::NotJson(_) | BodyError::OtherForm(_) => RejectCode::InvalidEvent,
+        };
         // Nothing in it can be told apart: it is refused as one event.
         let rejected = vec![Rejection { index: 0, source: None, id: None, code, message: why.to_string() }];
         Problem::from(Error::AllRejected(Ingested { accepted: 0, rejected }))

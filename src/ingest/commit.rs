@@ -69,6 +69,12 @@ pub struct Reject {
 const REJECT_COLUMNS: &str = "namespace, received, reject_id, source, event_id, subject, code, message, event, version, is_deleted";
 
 impl Reject {
+    /// Bytes of memory that it takes, about, until it is confirmed.
+    fn weight(&self) -> usize {
+        let names = self.source.as_deref().map_or(0, str::len) + self.event_id.as_deref().map_or(0, str::len) + self.subject.len();
+        size_of::<Self>() + self.namespace.len() + names + self.message.len() + self.event.len()
+    }
+
     fn encode(&self, out: &mut Vec<u8>) {
         put_bytes(out, self.namespace.as_bytes());
         out.extend_from_slice(&self.received_us.to_le_bytes());
@@ -153,8 +159,7 @@ impl Committer {
     }
 
     async fn queue(&self, submission: Submission) -> Result<Vec<usize>, CommitError> {
-        let bytes =
-            submission.rows.iter().map(Row::weight).sum::<usize>() + submission.rejects.iter().map(|r| r.event.len() + 256).sum::<usize>();
+        let bytes = submission.rows.iter().map(Row::weight).sum::<usize>() + submission.rejects.iter().map(Reject::weight).sum::<usize>();
         if submission.rows.is_empty() && submission.rejects.is_empty() {
             return Ok(Vec::new());
         }

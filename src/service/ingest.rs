@@ -8,8 +8,9 @@ use uuid::Uuid;
 
 use super::{Service, invalid};
 use crate::api::{Customer, CustomerSpec};
-use crate::event::{Item, Refusal, names};
+use crate::event::{Item, Refusal, names, subject};
 use crate::ingest::{Judge, Judged, Reject, Submission};
+use crate::limits;
 use crate::metering::{Caller, Error, Ingested, RejectCode, Rejection};
 use crate::registry::Registry;
 use crate::warehouse::row::Row;
@@ -17,7 +18,7 @@ use crate::warehouse::row::Row;
 /// Most events that a log line names, and most bytes of a source or id there.
 const LOGGED_EVENTS: usize = 10;
 const LOGGED_BYTES: usize = 128;
-/// Most bytes of a refused event that are kept when it was refused for its size.
+/// Most bytes of a refused event that are kept when it was refused for its size, or would be.
 const TOO_LARGE_KEPT: usize = 4_096;
 
 impl<R: Registry> Service<R> {
@@ -162,24 +163,44 @@ fn rejection(index: usize, Refusal { code, source, id, message }: Refusal) -> Re
 }
 
 fn reject(namespace: &str, received_us: i64, raw: &Bytes, refusal: &Refusal) -> Reject {
-    let kept = if refusal.code == RejectCode::TooLarge { raw.len().min(TOO_LARGE_KEPT) } else { raw.len() };
+    let is_large = refusal.code == RejectCode::TooLarge || raw.len() > limits::EVENT_BYTES;
+    let kept = if is_large { raw.len().min(TOO_LARGE_KEPT) } else { raw.len() };
+    let mut subject = subject(raw).unwrap_or_default();
+    subject.truncate(subject.floor_char_boundary(limits::ATTRIBUTE_BYTES));
     Reject {
         namespace: namespace.to_owned(),
         received_us,
         reject_id: Uuid::new_v4(),
         source: refusal.source.clone(),
         event_id: refusal.id.clone(),
-        subject: subject_of(raw),
+        // So that purging a customer takes its rejects, too.
+        subject,
         code: refusal.code.as_str(),
         message: refusal.message.clone(),
-        event: raw.slice(..kept),
+        // A slice would hold the whole body for as long as the reject waits.
+        event: Bytes::copy_from_slice(&raw[..kept]),
         is_deleted: false,
     }
 }
 
-/// Whose event it would have been, so that purging a customer takes its rejects too.
-fn subject_of(raw: &[u8]) -> String {
-    let event: serde_json::Value = serde_json::from_slice(raw).unwrap_or_default();
-    let places = ["/subject", "/data/tenantId", "/detail/subject", "/detail/tenantId"];
-    places.iter().find_map(|place| event.pointer(place)?.as_str()).unwrap_or_default().to_owned()
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn little_is_kept_of_what_no_event_could_be_whatever_it_was_refused_for() {
+        let long = "x".repeat(limits::EVENT_BYTES);
+        for (raw, subject) in [
+            (format!(r#"[["{long}"]]"#), 0),
+            (format!(r#"{{"x":"{long}","data":{{"tenantId":"acme"}}}}"#), "acme".len()),
+            (format!(r#"{{"x":1,"subject":"{long}"}}"#), limits::ATTRIBUTE_BYTES),
+        ] {
+            let refusal = Refusal { code: RejectCode::InvalidEvent, source: None, id: None, message: String::new() };
+            let body = Bytes::from(raw.clone());
+            let reject = reject("default", 0, &body, &refusal);
+            assert_eq!(reject.event, raw.as_bytes()[..TOO_LARGE_KEPT]);
+            assert!(body.is_unique(), "a reject holds no body");
+            assert_eq!(reject.subject.len(), subject);
+        }
+    }
 }

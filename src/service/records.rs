@@ -21,7 +21,7 @@ use crate::metering::{
     Rejection, StoredEvent,
 };
 use crate::registry::Registry;
-use crate::warehouse::{EventRecord, RejectRecord, select};
+use crate::warehouse::{EventRecord, RejectRecord, Rows};
 
 const DAY_MS: i64 = 86_400_000;
 
@@ -48,16 +48,15 @@ impl<R: Registry> Records for Service<R> {
     async fn list_events(&self, caller: &Caller, filter: EventFilter, page: Page) -> Result<Listing<StoredEvent>, Error> {
         self.warehouse.ensure_bootstrap().await?;
         let after = page.token.as_deref().map(untoken).transpose()?;
-        let statement = select::events(self.warehouse.database(), &caller.namespace, &filter, after, page_size(&page) + 1);
-        let records = self.warehouse.events(statement).await?;
-        listing(records, &page, EventRecord::cursor, |record| self.stored_event(&caller.namespace, record))
+        let records = self.warehouse.events(&caller.namespace, &filter, after, page_size(&page)).await?;
+        listing(records, EventRecord::cursor, |record| self.stored_event(&caller.namespace, record))
     }
 
     async fn list_rejected(&self, caller: &Caller, page: Page) -> Result<Listing<RejectedEvent>, Error> {
         self.warehouse.ensure_bootstrap().await?;
         let after = page.token.as_deref().map(untoken).transpose()?;
-        let records = self.warehouse.rejects(&caller.namespace, after, &[], page_size(&page) + 1).await?;
-        listing(records, &page, |record: &RejectRecord| (record.received_us, record.id()), |record| Ok(rejected_event(record)))
+        let records = self.warehouse.rejects(&caller.namespace, after, &[], page_size(&page)).await?;
+        listing(records, |record: &RejectRecord| (record.received_us, record.id()), |record| Ok(rejected_event(record)))
     }
 
     async fn replay_rejected(&self, caller: &Caller, only: Vec<Uuid>) -> Result<Ingested, Error> {
@@ -66,8 +65,7 @@ impl<R: Registry> Records for Service<R> {
         let mut answer = Ingested::default();
         let (mut after, mut index) = (None, 0);
         loop {
-            let kept = self.warehouse.rejects(&caller.namespace, after, &only, REPLAY).await?;
-            let more = kept.len() == REPLAY;
+            let Rows { rows: kept, more } = self.warehouse.rejects(&caller.namespace, after, &only, REPLAY).await?;
             after = kept.last().map(|last| (last.received_us, last.id()));
             let (mut rows, mut replayed, mut done) = (Submission::default(), Vec::new(), Submission::default());
             let mut refuse = |index, source: String, id: String, code, message| {
@@ -109,8 +107,8 @@ impl<R: Registry> Records for Service<R> {
     async fn list_cancellations(&self, caller: &Caller, page: Page) -> Result<Listing<CancellationRecord>, Error> {
         self.warehouse.ensure_bootstrap().await?;
         let before = page.token.as_deref().map(untoken).transpose()?;
-        let records = self.warehouse.cancellations(&caller.namespace, before, page_size(&page) + 1).await?;
-        listing(records, &page, |record: &CancellationRecord| record.cancellation_id, Ok)
+        let records = self.warehouse.cancellations(&caller.namespace, before, page_size(&page)).await?;
+        listing(records, |record: &CancellationRecord| record.cancellation_id, Ok)
     }
 
     async fn revert_cancellation(&self, caller: &Caller, id: Uuid) -> Result<CancellationRecord, Error> {
@@ -201,18 +199,14 @@ fn rejected_event(record: RejectRecord) -> RejectedEvent {
     }
 }
 
-/// A page of records, one more of which were asked for than it holds.
+/// A page of records as the API shows it.
 fn listing<T, U, C: Serialize>(
-    mut records: Vec<T>,
-    page: &Page,
+    Rows { rows, more }: Rows<T>,
     cursor: impl Fn(&T) -> C,
     show: impl Fn(T) -> Result<U, Error>,
 ) -> Result<Listing<U>, Error> {
-    let size = page_size(page);
-    let more = records.len() > size;
-    records.truncate(size);
-    let next = records.last().filter(|_| more).map(|last| token(&cursor(last))).transpose()?;
-    Ok(Listing { items: records.into_iter().map(show).collect::<Result<_, _>>()?, next })
+    let next = rows.last().filter(|_| more).map(|last| token(&cursor(last))).transpose()?;
+    Ok(Listing { items: rows.into_iter().map(show).collect::<Result<_, _>>()?, next })
 }
 
 fn token(cursor: &impl Serialize) -> Result<String, Error> {

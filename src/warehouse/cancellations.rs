@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use uuid::Uuid;
 
+use super::client::Rows;
 use super::row::{COLUMNS, VERSION_MARK};
 use super::schema::Landing;
 use super::select::{NIL, Statement};
@@ -197,12 +198,13 @@ impl Warehouse {
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn cancellations(&self, namespace: &str, before: Option<Uuid>, limit: usize) -> Result<Vec<CancellationRecord>, Error> {
+    pub async fn cancellations(&self, namespace: &str, before: Option<Uuid>, most: usize) -> Result<Rows<CancellationRecord>, Error> {
         // Time-ordered UUIDs are compared as text: ClickHouse orders UUIDs by their second half first.
-        let sql = self.cancellations_sql("AND toString(cancellation) < {before:String}", limit);
+        let sql = self.cancellations_sql("AND toString(cancellation) < {before:String}", most + 1);
         let before = before.map_or_else(|| "g".to_owned(), |id| id.to_string());
-        let found: Vec<Stored> = self.query(&sql).bind("namespace", namespace).bind("before", before).rows().await?;
-        Ok(found.into_iter().map(CancellationRecord::from).collect())
+        let query = self.query(&sql).bind("namespace", namespace).bind("before", before);
+        let Rows { rows, more } = query.page(most, |stored: &Stored| stored.reason.len()).await?;
+        Ok(Rows { rows: rows.into_iter().map(CancellationRecord::from).collect(), more })
     }
 
     fn cancellations_sql(&self, condition: &str, limit: usize) -> String {

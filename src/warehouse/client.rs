@@ -12,6 +12,7 @@ use super::reading::{FewSubjects, few_subjects};
 use super::schema::Landings;
 use super::sql;
 use super::topology::Topology;
+use crate::limits;
 
 /// Deadline of statements that answer at once: DDL, look-ups, listings.
 const SHORT: Duration = Duration::from_secs(30);
@@ -107,6 +108,15 @@ fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
     error.to_string()
 }
 
+/// Rows of a page.
+#[derive(Debug)]
+pub struct Rows<T> {
+    /// In order.
+    pub rows: Vec<T>,
+    /// Whether there are more after them.
+    pub more: bool,
+}
+
 /// What is said of an INSERT besides its rows.
 #[derive(Clone, Copy, Debug)]
 pub struct Insert<'a> {
@@ -188,6 +198,28 @@ impl Query<'_> {
     /// See [`Error`].
     pub async fn rows<T: RowOwned + RowRead>(self) -> Result<Vec<T>, Error> {
         self.warehouse.timed(self.deadline, bounded(self.inner, self.deadline).fetch_all()).await
+    }
+
+    /// Reads a page: at most `most` rows of a statement that gives one more where there are more, and of fewer bytes than
+    /// [`limits::PAGE_BYTES`] but for the last row.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn page<T: RowOwned + RowRead>(self, most: usize, bytes: impl Fn(&T) -> usize) -> Result<Rows<T>, Error> {
+        self.warehouse
+            .timed(self.deadline, async {
+                let mut found = bounded(self.inner, self.deadline).fetch::<T>()?;
+                let (mut rows, mut weight) = (Vec::new(), 0);
+                while let Some(row) = found.next().await? {
+                    if rows.len() == most || weight >= limits::PAGE_BYTES {
+                        return Ok(Rows { rows, more: true });
+                    }
+                    weight += size_of::<T>() + bytes(&row);
+                    rows.push(row);
+                }
+                Ok(Rows { rows, more: false })
+            })
+            .await
     }
 
     /// Reads rows one by one, however many.

@@ -5,8 +5,10 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use uuid::Uuid;
 
-use super::select::{EventCursor, Statement};
+use super::client::Rows;
+use super::select::{self, EventCursor, Statement};
 use super::{Error, Warehouse};
+use crate::metering::EventFilter;
 
 /// A stored event as ClickHouse gives it.
 #[derive(Row, Deserialize, Clone, Debug)]
@@ -25,6 +27,11 @@ pub struct EventRecord {
 }
 
 impl EventRecord {
+    /// Bytes of its values with their paths, about.
+    fn bytes(&self) -> usize {
+        self.keys.iter().chain(&self.vals).map(|text| size_of::<String>() + text.len()).sum()
+    }
+
     /// Where a page that ends with it ended.
     pub fn cursor(&self) -> EventCursor {
         EventCursor { event_type: self.event_type.clone(), subject: self.subject.clone(), time_ms: self.time_ms, id: self.identity.clone() }
@@ -58,15 +65,22 @@ impl RejectRecord {
 }
 
 impl Warehouse {
-    /// Runs a statement of [`super::select::events`].
+    /// Stored events with their state after a page, in the order of their keys.
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn events(&self, statement: Statement) -> Result<Vec<EventRecord>, Error> {
-        self.query(&statement.sql).bind_all(statement.params).rows().await
+    pub async fn events(
+        &self,
+        namespace: &str,
+        filter: &EventFilter,
+        after: Option<EventCursor>,
+        most: usize,
+    ) -> Result<Rows<EventRecord>, Error> {
+        let Statement { sql, params } = select::events(self.database(), namespace, filter, after, most + 1);
+        self.query(&sql).bind_all(params).page(most, EventRecord::bytes).await
     }
 
-    /// Kept rejects, oldest first, after a (received, id); all, or the named ones.
+    /// Kept rejects after a page, which is a (received, id), oldest first; all, or the named ones.
     ///
     /// # Errors
     /// See [`Error`].
@@ -75,18 +89,20 @@ impl Warehouse {
         namespace: &str,
         after: Option<(i64, Uuid)>,
         only: &[Uuid],
-        limit: usize,
-    ) -> Result<Vec<RejectRecord>, Error> {
+        most: usize,
+    ) -> Result<Rows<RejectRecord>, Error> {
         let sql = format!(
             "SELECT toString(r.reject_id) AS reject_id, toUnixTimestamp64Micro(r.received) AS received_us, r.source AS source, r.event_id AS event_id, \
              toString(r.code) AS code, r.message AS message, r.event AS event FROM {} AS r FINAL WHERE r.namespace = {{namespace:String}} \
              AND (r.received, toString(r.reject_id)) > (fromUnixTimestamp64Micro({{after:Int64}}, 'UTC'), {{after_id:String}}) \
              AND (empty({{only:Array(String)}}) OR has({{only:Array(String)}}, toString(r.reject_id))) \
-             ORDER BY r.received, toString(r.reject_id) LIMIT {limit}",
-            self.table("rejects")
+             ORDER BY r.received, toString(r.reject_id) LIMIT {}",
+            self.table("rejects"),
+            most + 1
         );
         let (after, after_id) = after.map_or((0, String::new()), |(us, id)| (us, id.to_string()));
         let only: Vec<String> = only.iter().map(Uuid::to_string).collect();
-        self.query(&sql).bind("namespace", namespace).bind("after", after).bind("after_id", after_id).bind("only", only).rows().await
+        let query = self.query(&sql).bind("namespace", namespace).bind("after", after).bind("after_id", after_id).bind("only", only);
+        query.page(most, |record: &RejectRecord| record.event.len() + record.message.len()).await
     }
 }

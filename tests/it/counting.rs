@@ -2,7 +2,7 @@
 
 use kubemeter::api::Aggregation;
 use kubemeter::limits;
-use kubemeter::metering::{CancelRequest, CancelTarget, EventRef, Metering as _, Records as _, RejectCode, UsageQuery};
+use kubemeter::metering::{CancelRequest, CancelTarget, EventRef, Metering as _, Page, Records as _, RejectCode, UsageQuery};
 use serde_json::{Value, json};
 
 use crate::lab::{Lab, event, spec, total};
@@ -209,6 +209,52 @@ async fn what_a_meter_cannot_count_is_refused_kept_and_replayed_when_the_meter_i
     assert_eq!(lab.service.list_rejected(&Lab::caller(), Default::default()).await.unwrap().items.len(), 6);
     lab.service.replay_rejected(&Lab::caller(), vec![]).await.unwrap();
     assert_eq!(lab.number("sum").await, "3");
+}
+
+/// 48 events of 240 KiB, half of which no Meter can count: two pages of 4 MiB of either.
+#[tokio::test]
+async fn pages_of_large_events_end_before_a_thousand() {
+    let lab = Lab::new();
+    let meter = lab.meter("sum", spec("t", Aggregation::Sum, Some("$.v"), &[])).await;
+    let ids: Vec<String> = (0..48).map(|i| format!("e{i:02}")).collect();
+    for (i, id) in ids.iter().enumerate() {
+        let text = "x".repeat(240 << 10);
+        let data = if i < 24 { json!({"text": text, "v": 1}) } else { json!({"text": text, "w": 1}) };
+        let answer = lab.post(&json!([event(id, "t", "s", TIME, data)])).await;
+        assert_eq!(answer.is_ok(), i < 24, "{answer:?}");
+    }
+    let (mut stored, mut rejected) = ((Vec::new(), 0), (Vec::new(), 0));
+    let page = |token| Page { limit: Some(1_000), token };
+    let mut next = None;
+    loop {
+        let listing = lab.service.list_events(&Lab::caller(), Default::default(), page(next)).await.unwrap();
+        stored.0.extend(listing.items.into_iter().map(|event| event.id));
+        stored.1 += 1;
+        next = listing.next;
+        if next.is_none() {
+            break;
+        }
+    }
+    loop {
+        let listing = lab.service.list_rejected(&Lab::caller(), page(next)).await.unwrap();
+        rejected.0.extend(listing.items.into_iter().filter_map(|reject| reject.id));
+        rejected.1 += 1;
+        next = listing.next;
+        if next.is_none() {
+            break;
+        }
+    }
+    stored.0.sort();
+    assert_eq!((stored.0.as_slice(), stored.1), (&ids[..24], 2));
+    assert_eq!((rejected.0.as_slice(), rejected.1), (&ids[24..], 2));
+
+    // A replay goes through all of them, too.
+    let mut mended = meter.clone();
+    mended.spec.value_property = Some("$.w".to_owned());
+    mended.metadata.generation = Some(2);
+    lab.settle(mended).await;
+    assert_eq!(lab.service.replay_rejected(&Lab::caller(), vec![]).await.unwrap().accepted, 24);
+    assert_eq!(lab.number("sum").await, "24");
 }
 
 #[tokio::test]

@@ -121,6 +121,25 @@ async fn bodies_share_a_bounded_memory() {
 }
 
 #[tokio::test]
+async fn events_that_take_far_more_than_their_body_share_its_memory() {
+    // 5 KB as JSON, and 160 as values with their paths.
+    let body = format!(
+        r#"{{"specversion":"1.0","id":"e","source":"gw","type":"t","subject":"s","data":{{"{}":[{}]}}}}"#,
+        "k".repeat(4_096),
+        ["1"; 40].join(",")
+    );
+    let fake = Arc::new(Fake::default());
+    let kib = |kib: usize| HttpOptions { bodies_bytes: kib * 1024, ..options() };
+    send_with(&fake, kib(20), with_json("POST", "/events", &body)).await.problem(429, "overloaded");
+    assert_eq!(fake.last(), "");
+    // And it is given back.
+    let router = router(fake, kib(60));
+    for _ in 0..10 {
+        assert_eq!(router.clone().oneshot(with_json("POST", "/events", &body)).await.unwrap().status(), 202);
+    }
+}
+
+#[tokio::test]
 async fn other_types_are_refused() {
     let fake = Arc::new(Fake::default());
     for (method, path) in [
