@@ -451,6 +451,8 @@ pub struct EventFilter {
     pub event_type: Option<String>,
     pub subject: Option<String>,
     pub customer: Option<String>,
+    /// Only events that this Meter would count, by their type, but in which it finds nothing to count.
+    pub uncounted_by: Option<String>,
     /// Inclusive.
     pub from: Option<Timestamp>,
     /// Exclusive.

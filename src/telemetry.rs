@@ -12,7 +12,7 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _};
 
-pub use metrics::{Metrics, Objects};
+pub use metrics::{Metrics, Objects, Uncounted};
 pub use traces::{Traces, continues};
 
 /// Why logs can't be written, or traces can't be sent.

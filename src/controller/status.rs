@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::{Guard, Managed};
 use crate::api::{ConditionType, Conditions, Reason};
-use crate::telemetry::Objects;
+use crate::telemetry::{Objects, Uncounted};
 
 /// Whether anything but times differs.
 pub(super) fn changed<K: Managed>(before: Option<&K::Status>, after: &K::Status) -> bool {
@@ -38,7 +38,13 @@ pub(super) fn count<K: Managed>(objects: &[Arc<Guard<K>>]) -> Objects {
             Some("False") => count.not_ready += 1,
             _ => count.unknown += 1,
         }
-        count.uncounted += object.0.as_ref().map_or(0, Managed::uncounted);
+        if let Ok(object) = &object.0
+            && let events @ 1.. = object.uncounted()
+        {
+            let meta = object.meta();
+            let [namespace, meter] = [&meta.namespace, &meta.name].map(|name| name.clone().unwrap_or_default());
+            count.uncounted.push(Uncounted { namespace, meter, events });
+        }
         count
     })
 }

@@ -50,6 +50,7 @@ pub async fn ingest<S: Metering + Records>(State(app): State<App<S>>, request: R
         ("type" = Option<String>, Query, description = "Only this CloudEvents type."),
         ("subject" = Option<String>, Query, description = "Only this subject."),
         ("customer" = Option<String>, Query, description = "Only this customer's subjects."),
+        ("uncountedBy" = Option<String>, Query, description = "Only events of this meter's type in which it finds nothing to count."),
         ("from" = Option<String>, Query, format = DateTime, description = "Inclusive, RFC 3339."),
         ("to" = Option<String>, Query, format = DateTime, description = "Exclusive, RFC 3339."),
         ("limit" = Option<u32>, Query, description = "Most items of the page, 1 to 1000."),
@@ -58,10 +59,18 @@ pub async fn ingest<S: Metering + Records>(State(app): State<App<S>>, request: R
     responses((status = 200, description = "A page.", body = Listing<StoredEvent>))
 )]
 pub async fn list<S: Metering + Records>(State(app): State<App<S>>, parts: Parts) -> Result<Json<Listing<StoredEvent>>, Problem> {
-    let (caller, params) = app.call(&parts, &["type", "subject", "customer", "from", "to", "limit", "continue"], Action::List).await?;
+    let (caller, params) =
+        app.call(&parts, &["type", "subject", "customer", "uncountedBy", "from", "to", "limit", "continue"], Action::List).await?;
     let (from, to) = params.range()?;
     let text = |name| params.text(name, limits::ATTRIBUTE_BYTES);
-    let filter = EventFilter { event_type: text("type")?, subject: text("subject")?, customer: text("customer")?, from, to };
+    let filter = EventFilter {
+        event_type: text("type")?,
+        subject: text("subject")?,
+        customer: text("customer")?,
+        uncounted_by: text("uncountedBy")?,
+        from,
+        to,
+    };
     Ok(Json(app.service.list_events(&caller, filter, params.page()?).await?))
 }
 

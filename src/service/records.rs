@@ -10,6 +10,7 @@ use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use super::ingest::taken;
+use super::usage::active;
 use super::{Service, invalid, page_size};
 use crate::api::Customer;
 use crate::event::{Form, Item, Leaves, Refusal, parse};
@@ -48,7 +49,9 @@ impl<R: Registry> Records for Service<R> {
     async fn list_events(&self, caller: &Caller, filter: EventFilter, page: Page) -> Result<Listing<StoredEvent>, Error> {
         self.warehouse.ensure_bootstrap().await?;
         let after = page.token.as_deref().map(untoken).transpose()?;
-        let records = self.warehouse.events(&caller.namespace, &filter, after, page_size(&page)).await?;
+        let meter = filter.uncounted_by.as_ref().map(|meter_id| self.known_meter(&caller.namespace, meter_id)).transpose()?;
+        let uncounted_by = meter.as_deref().map(active).transpose()?;
+        let records = self.warehouse.events(&caller.namespace, &filter, uncounted_by, after, page_size(&page)).await?;
         listing(records, EventRecord::cursor, |record| self.stored_event(&caller.namespace, record))
     }
 

@@ -12,7 +12,7 @@ use prometheus::{
 use crate::metering::RejectCode;
 
 /// Objects of a kind, by the status of their condition Ready.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Objects {
     /// `True`.
     pub ready: i64,
@@ -20,8 +20,19 @@ pub struct Objects {
     pub not_ready: i64,
     /// Neither, or none yet.
     pub unknown: i64,
-    /// Stored events that have nothing in them that these objects can count.
-    pub uncounted: i64,
+    /// Meters that can't count some of the stored events of their type.
+    pub uncounted: Vec<Uncounted>,
+}
+
+/// A Meter that can't count some stored events.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Uncounted {
+    /// The Meter's Kubernetes namespace.
+    pub namespace: String,
+    /// Its name.
+    pub meter: String,
+    /// How many, when they were last counted.
+    pub events: i64,
 }
 
 type Count = Box<dyn Fn() -> Objects + Send + Sync>;
@@ -96,8 +107,8 @@ impl Metrics {
             )?,
             uncounted_events: gauges(
                 "kubemeter_uncounted_events",
-                "Stored events of a Meter's type in which it found nothing to count, at its last backfill, over all Meters; told by the operator that leads.",
-                &[],
+                "Stored events of a Meter's type in which it finds nothing to count; told by the operator that leads, of Meters that have some.",
+                &["meter_namespace", "meter"],
             )?,
             heard: Mutex::default(),
             counts: Mutex::default(),
@@ -154,20 +165,20 @@ impl Metrics {
     }
 
     /// Sets what is only known when it is asked for.
-    fn look(&self) {
+    fn look(&self, counts: &BTreeMap<String, Count>) {
         for (kind, heard) in &*locked(&self.heard) {
             let age = i64::try_from(heard.elapsed().as_secs()).unwrap_or(i64::MAX);
             self.watch_age_seconds.with_label_values(&[kind]).set(age);
         }
-        let counts = locked(&self.counts);
-        let found: Vec<_> = counts.iter().map(|(kind, count)| (kind, count())).collect();
-        for (kind, objects) in &found {
+        self.uncounted_events.reset();
+        for (kind, count) in counts {
+            let objects = count();
             for (ready, number) in [("True", objects.ready), ("False", objects.not_ready), ("Unknown", objects.unknown)] {
-                self.objects.with_label_values(&[kind, ready]).set(number);
+                self.objects.with_label_values(&[kind.as_str(), ready]).set(number);
             }
-        }
-        if !found.is_empty() {
-            self.uncounted_events.with_label_values::<&str>(&[]).set(found.iter().map(|(_, objects)| objects.uncounted).sum());
+            for Uncounted { namespace, meter, events } in &objects.uncounted {
+                self.uncounted_events.with_label_values(&[namespace, meter]).set(*events);
+            }
         }
     }
 
@@ -176,7 +187,9 @@ impl Metrics {
     /// # Errors
     /// When a metric can't be encoded.
     pub fn text(&self) -> Result<Vec<u8>, prometheus::Error> {
-        self.look();
+        // Held until they are written: who else asks would take series away meanwhile.
+        let counts = locked(&self.counts);
+        self.look(&counts);
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
         Ok(text)

@@ -21,7 +21,7 @@ fn every_metric_is_written() {
     metrics.event_rejected(RejectCode::InvalidValue);
     metrics.reconciled("Meter", "ok", Duration::from_millis(3));
     metrics.heard("Meter");
-    metrics.count_objects("Meter", || Objects { ready: 3, not_ready: 2, unknown: 1, uncounted: 7 });
+    metrics.count_objects("Meter", || Objects { ready: 3, not_ready: 2, unknown: 1, uncounted: vec![uncounted()] });
     metrics.count_objects("Customer", || Objects { ready: 5, ..Objects::default() });
     let text = String::from_utf8(metrics.text().unwrap()).unwrap();
     for line in [
@@ -35,7 +35,7 @@ fn every_metric_is_written() {
         "kubemeter_queued_bytes 0",
         "kubemeter_queue_limit_bytes 0",
         "kubemeter_unconfirmed_requests_total 0",
-        "kubemeter_uncounted_events 7",
+        r#"kubemeter_uncounted_events{meter="tokens",meter_namespace="shop"} 7"#,
         r#"kubemeter_watch_age_seconds{kind="Meter"} 0"#,
         r#"kubemeter_objects{kind="Meter",ready="False"} 2"#,
         r#"kubemeter_objects{kind="Meter",ready="Unknown"} 1"#,
@@ -46,6 +46,13 @@ fn every_metric_is_written() {
     ] {
         assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
     }
+    // A Meter that was mended has no series any more.
+    metrics.count_objects("Meter", Objects::default);
+    assert!(!String::from_utf8(metrics.text().unwrap()).unwrap().contains("kubemeter_uncounted_events"));
+}
+
+fn uncounted() -> Uncounted {
+    Uncounted { namespace: "shop".to_owned(), meter: "tokens".to_owned(), events: 7 }
 }
 
 /// A metric as docs/observability.md has it: name, type, labels, what it is.
@@ -69,7 +76,7 @@ fn whole() -> String {
     metrics.event_rejected(RejectCode::InvalidValue);
     metrics.reconciled("Meter", "ok", Duration::from_millis(3));
     metrics.heard("Meter");
-    metrics.count_objects("Meter", Objects::default);
+    metrics.count_objects("Meter", || Objects { uncounted: vec![uncounted()], ..Objects::default() });
     String::from_utf8(metrics.text().unwrap()).unwrap()
 }
 

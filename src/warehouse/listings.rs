@@ -6,8 +6,9 @@ use serde::Deserialize;
 use uuid::Uuid;
 
 use super::client::Rows;
-use super::select::{self, EventCursor, Statement};
+use super::select::{self, EventCursor, Source, Statement};
 use super::{Error, Warehouse};
+use crate::meter::Definition;
 use crate::metering::EventFilter;
 
 /// A stored event as ClickHouse gives it.
@@ -65,7 +66,7 @@ impl RejectRecord {
 }
 
 impl Warehouse {
-    /// Stored events with their state after a page, in the order of their keys.
+    /// Stored events with their state after a page, in the order of their keys; all, or those that a Meter, of this table, can't count.
     ///
     /// # Errors
     /// See [`Error`].
@@ -73,10 +74,17 @@ impl Warehouse {
         &self,
         namespace: &str,
         filter: &EventFilter,
+        uncounted_by: Option<(&str, &Definition)>,
         after: Option<EventCursor>,
         most: usize,
     ) -> Result<Rows<EventRecord>, Error> {
-        let Statement { sql, params } = select::events(self.database(), namespace, filter, after, most + 1);
+        let uncounted_by = match uncounted_by {
+            Some((table, definition)) => {
+                Some(Source { database: self.database(), namespace, table, definition, reading: self.reading_of_all(table).await? })
+            }
+            None => None,
+        };
+        let Statement { sql, params } = select::events(self.database(), namespace, filter, uncounted_by.as_ref(), after, most + 1);
         self.query(&sql).bind_all(params).page(most, EventRecord::bytes).await
     }
 

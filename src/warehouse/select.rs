@@ -363,40 +363,64 @@ pub struct EventCursor {
     pub id: String,
 }
 
-/// Stored events with their state, in the order of their keys.
-pub fn events(database: &str, namespace: &str, filter: &EventFilter, after: Option<EventCursor>, limit: usize) -> Statement {
-    let mut params = vec![Param { name: "namespace".to_owned(), value: Value::Text(namespace.to_owned()) }];
-    let mut conditions = vec!["namespace = {namespace:String}".to_owned()];
-    let mut add = |condition: &str, values: Vec<(&str, Value)>| {
-        conditions.push(condition.to_owned());
-        params.extend(values.into_iter().map(|(name, value)| Param { name: name.to_owned(), value }));
-    };
-    if let Some(event_type) = &filter.event_type {
-        add("type = {type:String}", vec![("type", Value::Text(event_type.clone()))]);
-    }
+/// Subject, time and id of a page's last event.
+const AFTER: &str = "{after_subject:String}, fromUnixTimestamp64Milli({after_time:Int64}, 'UTC'), {after_id:UInt128}";
+
+/// Stored events with their state, in the order of their keys; all, or those that a Meter can't count.
+pub fn events(
+    database: &str,
+    namespace: &str,
+    filter: &EventFilter,
+    uncounted_by: Option<&Source<'_>>,
+    after: Option<EventCursor>,
+    limit: usize,
+) -> Statement {
+    let mut params = Vec::new();
+    let mut bind = |name: &str, value| params.push(Param { name: name.to_owned(), value });
+    bind("namespace", Value::Text(namespace.to_owned()));
+    // A Meter's table has these columns, too.
+    let mut keys = Vec::new();
     if let Some(subject) = &filter.subject {
-        add("subject = {subject:String}", vec![("subject", Value::Text(subject.clone()))]);
+        bind("subject", Value::Text(subject.clone()));
+        keys.push("subject = {subject:String}".to_owned());
     }
     if let Some(customer) = &filter.customer {
-        add(&format!("subject IN {}", subjects_of_customers(database)), vec![("customers", Value::Texts(vec![customer.clone()]))]);
+        bind("customers", Value::Texts(vec![customer.clone()]));
+        keys.push(format!("subject IN {}", subjects_of_customers(database)));
     }
-    if let Some(from) = filter.from {
-        add("time >= fromUnixTimestamp64Milli({from:Int64}, 'UTC')", vec![("from", Value::Int(ceil_ms(from)))]);
+    for (name, comparison, time) in [("from", ">=", filter.from), ("to", "<", filter.to)] {
+        let Some(time) = time else { continue };
+        bind(name, Value::Int(ceil_ms(time)));
+        keys.push(format!("time {comparison} fromUnixTimestamp64Milli({{{name}:Int64}}, 'UTC')"));
     }
-    if let Some(to) = filter.to {
-        add("time < fromUnixTimestamp64Milli({to:Int64}, 'UTC')", vec![("to", Value::Int(ceil_ms(to)))]);
+    let mut conditions = vec!["namespace = {namespace:String}".to_owned()];
+    if let Some(event_type) = &filter.event_type {
+        bind("type", Value::Text(event_type.clone()));
+        conditions.push("type = {type:String}".to_owned());
     }
+    let is_first = after.is_none();
     if let Some(after) = after {
-        add(
-            "(type, subject, time, id) > ({after_type:String}, {after_subject:String}, fromUnixTimestamp64Milli({after_time:Int64}, 'UTC'), {after_id:UInt128})",
-            vec![
-                ("after_type", Value::Text(after.event_type)),
-                ("after_subject", Value::Text(after.subject)),
-                ("after_time", Value::Int(after.time_ms)),
-                ("after_id", Value::Text(after.id)),
-            ],
-        );
+        bind("after_type", Value::Text(after.event_type));
+        bind("after_subject", Value::Text(after.subject));
+        bind("after_time", Value::Int(after.time_ms));
+        bind("after_id", Value::Text(after.id));
+        conditions.push(format!("(type, subject, time, id) > ({{after_type:String}}, {AFTER})"));
     }
+    if let Some(Source { table, definition, reading, .. }) = uncounted_by {
+        bind("counted_type", Value::Text(definition.event_type.clone()));
+        conditions.push("type = {counted_type:String}".to_owned());
+        if definition.measure == Measure::Count {
+            conditions.push("false".to_owned());
+        } else {
+            let after = (!is_first).then(|| format!("(subject, time, id) > ({AFTER})"));
+            let keys: Vec<_> = keys.iter().cloned().chain(after).collect();
+            let uncounted = counted(database, table, *reading, &keys, &["value IS NULL".to_owned()]);
+            conditions.push(format!(
+                "(subject, time, id) IN (SELECT subject, time, id FROM {uncounted} ORDER BY subject, time, id LIMIT {limit})"
+            ));
+        }
+    }
+    conditions.extend(keys);
     Statement {
         sql: format!(
             "SELECT event_id, toString(source) AS source, toString(type) AS event_type, subject, toUnixTimestamp64Milli(time) AS time_ms, \

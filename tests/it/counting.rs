@@ -2,7 +2,9 @@
 
 use kubemeter::api::Aggregation;
 use kubemeter::limits;
-use kubemeter::metering::{CancelRequest, CancelTarget, EventRef, Metering as _, Page, Records as _, RejectCode, UsageQuery};
+use kubemeter::metering::{
+    CancelRequest, CancelTarget, Error, EventFilter, EventRef, Metering as _, Page, Records as _, RejectCode, UsageQuery,
+};
 use serde_json::{Value, json};
 
 use crate::lab::{Lab, event, spec, total};
@@ -255,6 +257,57 @@ async fn pages_of_large_events_end_before_a_thousand() {
     lab.settle(mended).await;
     assert_eq!(lab.service.replay_rejected(&Lab::caller(), vec![]).await.unwrap().accepted, 24);
     assert_eq!(lab.number("sum").await, "24");
+}
+
+#[tokio::test]
+async fn what_was_stored_before_its_meter_and_has_no_value_is_listed_by_meter() {
+    let lab = Lab::new();
+    let uncounted = |meter: &'static str, subject: Option<&'static str>| {
+        let filter = EventFilter {
+            uncounted_by: Some(meter.to_owned()),
+            subject: subject.map(str::to_owned),
+            from: Some("2026-01-01T00:00:00Z".parse().unwrap()),
+            ..EventFilter::default()
+        };
+        let lab = &lab;
+        async move {
+            let (mut ids, mut page) = (Vec::new(), Page { limit: Some(2), token: None });
+            loop {
+                let listing = lab.service.list_events(&Lab::caller(), filter.clone(), page.clone()).await?;
+                ids.extend(listing.items.into_iter().map(|event| event.id));
+                page.token = listing.next;
+                if page.token.is_none() {
+                    break Ok::<_, Error>(ids);
+                }
+            }
+        }
+    };
+    let events: Vec<Value> = (0..10)
+        .map(|i| {
+            let data = if i % 2 == 0 { json!({"v": "none"}) } else { json!({"v": i}) };
+            event(&format!("e{i}"), if i < 8 { "t" } else { "other" }, if i < 4 { "a" } else { "b" }, TIME, data)
+        })
+        .collect();
+    lab.post(&json!(events)).await.unwrap();
+    let sum = lab.meter("sum", spec("t", Aggregation::Sum, Some("$.v"), &[])).await;
+    lab.meter("count", spec("t", Aggregation::Count, None, &[])).await;
+    let sorted = |mut ids: Vec<String>| {
+        ids.sort();
+        ids
+    };
+    assert_eq!(sorted(uncounted("sum", None).await.unwrap()), ["e0", "e2", "e4", "e6"]);
+    assert_eq!(sorted(uncounted("sum", Some("b")).await.unwrap()), ["e4", "e6"]);
+    assert_eq!(uncounted("count", None).await.unwrap(), [""; 0]);
+    assert!(matches!(uncounted("no-such", None).await, Err(Error::NotFound(_))));
+
+    // Who cancels them, or mends the Meter, has them counted or gone.
+    lab.service.cancel_usage_events(&Lab::caller(), cancel(named(&["e0"]))).await.unwrap();
+    assert_eq!(sorted(uncounted("sum", None).await.unwrap()), ["e2", "e4", "e6"]);
+    let mut mended = sum.clone();
+    mended.spec = spec("t", Aggregation::UniqueCount, Some("$.v"), &[]);
+    mended.metadata.generation = Some(2);
+    lab.settle(mended).await;
+    assert_eq!(uncounted("sum", None).await.unwrap(), [""; 0]);
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use super::calendar::{SIZES, ZONES, ms, text};
 use super::generate::SUBJECTS;
 use super::history::GATEWAYS;
 use super::json::Json;
-use super::model::{Reject, Space, cannot_count};
+use super::model::{Reject, Space, Stored, cannot_count};
 use super::usage::{self, Query, Row};
 use super::world::{Request, World};
 
@@ -118,6 +118,23 @@ pub async fn some_events(world: &World, rng: &mut Rng, space: usize, model: &Spa
     let known = model.events.iter().filter(|(_, stored)| is_its(&stored.settled().subject) && stored.settled().time.0 >= from);
     let known: BTreeSet<_> = known.map(|(key, _)| key.clone()).collect();
     if listed == known { Ok(()) } else { Err(format!("GET {path} has {listed:?}, not {known:?}")) }
+}
+
+/// Compares what a Meter can't count with the model.
+pub async fn uncounted_events(world: &World, rng: &mut Rng, space: usize, model: &Space) -> Result<(), String> {
+    let Some((name, meter)) = model.meters.iter().nth(rng.usize(0..model.meters.len().max(1))) else { return Ok(()) };
+    let path = format!("/events?uncountedBy={name}");
+    let listed: Vec<Listed> = all(world, rng, space, &path).await?;
+    let listed: Vec<_> = listed.into_iter().map(|event| (event.source, event.id)).collect();
+    let is_its = |stored: &Stored| {
+        let event = stored.settled();
+        stored.counts() && event.kind == meter.kind && cannot_count(meter, &event.leaves).is_some()
+    };
+    let mut known: Vec<_> = model.events.iter().filter(|(_, stored)| is_its(stored)).map(|(key, _)| key.clone()).collect();
+    let mut sorted = listed.clone();
+    sorted.sort();
+    known.sort();
+    if sorted == known { Ok(()) } else { Err(format!("GET {path} has {listed:?}, not {known:?}")) }
 }
 
 #[derive(Deserialize)]

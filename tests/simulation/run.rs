@@ -116,6 +116,7 @@ impl Life {
         }
         observe::rejects(world, rng, space, model).await?;
         observe::some_events(world, rng, space, model).await?;
+        observe::uncounted_events(world, rng, space, model).await?;
         for meter in model.meters.keys() {
             let total = Query { meter: meter.clone(), ..Query::default() };
             let (one, two) = (observe::question(rng, model, meter), observe::question(rng, model, meter));
