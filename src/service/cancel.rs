@@ -28,7 +28,7 @@ impl<R: Registry> Service<R> {
                 let (table, definition) = active(&meter)?;
                 check_names(definition, query)?;
                 let reading = self.warehouse.reading_of_rows(table, query).await?;
-                let source = Source { database: self.warehouse.database(), namespace, table, definition, reading };
+                let source = Source { database: self.warehouse.database(), namespace, table, definition, reading: &reading };
                 let keys = select::counted_keys(&source, query);
                 (select::cancel_by_keys(self.warehouse.database(), namespace, &definition.event_type, keys), Vec::new())
             }

@@ -33,13 +33,12 @@ impl<R: Registry> Service<R> {
         let meter = self.known_meter(namespace, meter_id)?;
         let (table, definition) = active(&meter)?;
         check_names(definition, &query)?;
-        let mut source = Source { database: self.warehouse.database(), namespace, table, definition, reading: Reading::ByKind };
-        source.reading = self.warehouse.reading_for(table, &query).await?;
+        let reading = self.warehouse.reading_for(table, &query).await?;
+        let source = Source { database: self.warehouse.database(), namespace, table, definition, reading: &reading };
         let records = match self.records(&source, &query).await {
             // Something was written again since then. What ClickHouse refuses for another reason it refuses in this way, too.
-            Err(warehouse::Error::Refused(_)) if source.reading == Reading::FirstsAlone => {
-                source.reading = Reading::ByKind;
-                self.records(&source, &query).await
+            Err(warehouse::Error::Refused(_)) if matches!(reading, Reading::FirstsAlone | Reading::BySubject(_)) => {
+                self.records(&Source { reading: &Reading::ByKind, ..source }, &query).await
             }
             records => records,
         };

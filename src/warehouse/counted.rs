@@ -13,6 +13,8 @@
 //! ```
 //! A key that has a row of kind `again` has the one that counts among these: their versions are greater than all others'.
 
+use std::sync::Arc;
+
 use jiff::{Timestamp, civil::Time, tz::TimeZone};
 
 use super::row::{ARRIVAL_MARK, written_again_sql};
@@ -64,12 +66,21 @@ pub fn count_rows() -> String {
     )
 }
 
-/// About how many rows of these months the subjects have that have rows of kind `again` there: by the index, nothing is read of the others.
+/// Subjects that have rows of kind `again` in these months, `{most:UInt64}` of them at most.
+pub fn subjects_again(database: &str, table: &str) -> String {
+    let table = format!("{}.{}", identifier(database), identifier(table));
+    format!(
+        "SELECT DISTINCT subject FROM {table} WHERE {} AND {} LIMIT {{most:UInt64}}",
+        Kind::Again.condition(),
+        is_between("_partition_id")
+    )
+}
+
+/// About how many rows [`AGAIN`]'s subjects have in these months: by the index, nothing is read.
 pub fn estimate_by_subject(database: &str, table: &str) -> String {
     let table = format!("{}.{}", identifier(database), identifier(table));
     let month = is_between("_partition_id");
-    let subjects = again(&table, "subject", std::slice::from_ref(&month));
-    format!("SELECT toUInt64(sum(rows)) FROM (EXPLAIN ESTIMATE SELECT id FROM {table} WHERE {month} AND subject IN {subjects})")
+    format!("SELECT toUInt64(sum(rows)) FROM (EXPLAIN ESTIMATE SELECT id FROM {table} WHERE {month} AND subject IN {AGAIN})")
 }
 
 /// A meter table's partition key.
@@ -95,7 +106,7 @@ pub fn known_block(number: &str) -> String {
 
 /// How the rows that count are found. All find the same, for all that a statement reads it sees at one moment
 /// (`enable_shared_storage_snapshot_in_query`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reading {
     /// `FINAL` over all. Quicker where there is little to merge, and right where a question can't see all kinds at one
     /// moment: on a cluster a shard is asked for each kind by itself.
@@ -105,17 +116,23 @@ pub enum Reading {
     /// First sendings alone, no key of which is looked at. Where a key was written again ClickHouse **refuses** the question, in
     /// the moment that it reads: then it is to be asked [`Self::ByKind`].
     FirstsAlone,
-    /// For what is added up by subject ([`counted_by_subject`]): of subjects none of whose keys was written again first sendings
-    /// alone, of the others, a small part, [`Self::ByKind`]. Rows of one key have one subject.
-    BySubject,
+    /// For what is added up by subject ([`counted_by_subject`]): of these subjects [`Self::ByKind`], of all others first sendings
+    /// alone. Where a key of another was written again ClickHouse **refuses** the question, as above. Rows of one key have one subject.
+    BySubject(Arc<[String]>),
 }
+
+/// SQL: the subjects of [`Reading::BySubject`]. In the statement their names cost less than to ask for them each time they are needed.
+pub const AGAIN: &str = "{again:Array(String)}";
+
+/// Why ClickHouse refuses what was asked too late.
+const WRITTEN_AGAIN: &str = "there are rows written again";
 
 /// Rows of one key and kind are of one month.
 const BY_MONTH: &str = "SETTINGS do_not_merge_across_partitions_select_final = 1";
 
 /// A FROM that has each row of a Meter's table that counts, once: those that meet `keys`, conditions on what all rows of a
 /// key share, and `others`.
-pub fn counted(database: &str, table: &str, reading: Reading, keys: &[String], others: &[String]) -> String {
+pub fn counted(database: &str, table: &str, reading: &Reading, keys: &[String], others: &[String]) -> String {
     let table = format!("{}.{}", identifier(database), identifier(table));
     match reading {
         Reading::Final => {
@@ -124,38 +141,37 @@ pub fn counted(database: &str, table: &str, reading: Reading, keys: &[String], o
             let others = if others.is_empty() { String::new() } else { format!(" WHERE {}", others.join(" AND ")) };
             format!("{table} FINAL{prewhere}{others}")
         }
-        Reading::ByKind | Reading::BySubject => by_kind(&table, keys, others, ""),
+        Reading::ByKind | Reading::BySubject(_) => by_kind(&table, keys, others, None),
         Reading::FirstsAlone => {
             let refused = [&[Kind::Again.condition()], keys].concat().join(" AND ");
             let firsts = firsts(&table, &[keys, others].concat());
-            format!(
-                "({firsts} UNION ALL SELECT * FROM {table} WHERE {refused} AND NOT throwIf(version > 0, 'there are rows written again'))"
-            )
+            format!("({firsts} UNION ALL SELECT * FROM {table} WHERE {refused} AND NOT throwIf(version > 0, '{WRITTEN_AGAIN}'))")
         }
     }
 }
 
-/// For [`Reading::BySubject`]: a FROM of first sendings, of which those of subjects in a list don't count, the list, and a FROM
-/// that has what counts of these subjects.
-pub fn counted_by_subject(database: &str, table: &str, keys: &[String], others: &[String]) -> (String, String, String) {
+/// For [`Reading::BySubject`]: a FROM of first sendings, of which those of [`AGAIN`] don't count, and a FROM that has what counts
+/// of these subjects.
+pub fn counted_by_subject(database: &str, table: &str, keys: &[String], others: &[String]) -> (String, String) {
     let name = format!("{}.{}", identifier(database), identifier(table));
-    let subjects = again(&name, "subject", keys);
     let firsts = format!("({})", firsts(&name, &[keys, others].concat()));
-    let rest = by_kind(&name, keys, others, &format!("subject IN {subjects} AND "));
-    (firsts, subjects, rest)
+    (firsts, by_kind(&name, keys, others, Some(AGAIN)))
 }
 
-/// [`Reading::ByKind`], of first sendings only those that meet another condition. The keys of what was written again are asked of
-/// first sendings together: by itself ClickHouse would collect them for each part of a UNION.
-fn by_kind(table: &str, keys: &[String], others: &[String], firsts_only: &str) -> String {
-    let (firsts, ids) = (firsts(table, &[keys, others].concat()), again(table, "id", keys));
-    let all = [&[Kind::Again.condition()], keys, others].concat().join(" AND ");
-    format!("(SELECT * FROM ({firsts}) WHERE {firsts_only}id NOT IN {ids} UNION ALL SELECT * FROM {table} FINAL WHERE {all} {BY_MONTH})")
-}
-
-/// What a column has in rows of kind `again`.
-fn again(table: &str, column: &str, keys: &[String]) -> String {
-    format!("(SELECT {column} FROM {table} WHERE {})", [&[Kind::Again.condition()], keys].concat().join(" AND "))
+/// [`Reading::ByKind`]; with `subjects` of these alone, and refused where others have rows of kind `again`. The keys of what was
+/// written again are asked of first sendings together: by itself ClickHouse would collect them for each part of a UNION.
+fn by_kind(table: &str, keys: &[String], others: &[String], subjects: Option<&str>) -> String {
+    let again = [&[Kind::Again.condition()], keys].concat().join(" AND ");
+    let firsts_only = subjects.map_or_else(String::new, |subjects| format!("subject IN {subjects} AND "));
+    // Before the merge, which would leave cancelled ones out.
+    let checked = subjects
+        .map_or_else(String::new, |subjects| format!(" PREWHERE {again} AND NOT throwIf(subject NOT IN {subjects}, '{WRITTEN_AGAIN}')"));
+    let firsts = firsts(table, &[keys, others].concat());
+    let all = [std::slice::from_ref(&again), others].concat().join(" AND ");
+    format!(
+        "(SELECT * FROM ({firsts}) WHERE {firsts_only}id NOT IN (SELECT id FROM {table} WHERE {again}) \
+         UNION ALL SELECT * FROM {table} FINAL{checked} WHERE {all} {BY_MONTH})"
+    )
 }
 
 /// First sendings that meet conditions.
@@ -184,9 +200,9 @@ mod tests {
     fn what_was_written_again_decides_about_its_keys_whatever_else_a_question_asks() {
         let keys = ["subject = 's'".to_owned()];
         let others = ["value IS NOT NULL".to_owned()];
-        let all = counted("d", "t", Reading::Final, &keys, &others);
+        let all = counted("d", "t", &Reading::Final, &keys, &others);
         assert_eq!(all, "`d`.`t` FINAL PREWHERE subject = 's' WHERE value IS NOT NULL");
-        let from = counted("d", "t", Reading::ByKind, &keys, &others);
+        let from = counted("d", "t", &Reading::ByKind, &keys, &others);
         let (again, by_month) = (
             "NOT endsWith(_partition_id, '-0') AND NOT endsWith(_partition_id, '-2')",
             "SETTINGS do_not_merge_across_partitions_select_final = 1",

@@ -6,6 +6,7 @@ use serde::Deserialize;
 use uuid::Uuid;
 
 use super::client::Rows;
+use super::counted::Reading;
 use super::select::{self, EventCursor, Source, Statement};
 use super::{Error, Warehouse};
 use crate::meter::Definition;
@@ -78,12 +79,12 @@ impl Warehouse {
         after: Option<EventCursor>,
         most: usize,
     ) -> Result<Rows<EventRecord>, Error> {
-        let uncounted_by = match uncounted_by {
-            Some((table, definition)) => {
-                Some(Source { database: self.database(), namespace, table, definition, reading: self.reading_of_all(table).await? })
-            }
-            None => None,
+        let reading = match uncounted_by {
+            Some((table, _)) => self.reading_of_all(table).await?,
+            None => Reading::Final,
         };
+        let uncounted_by =
+            uncounted_by.map(|(table, definition)| Source { database: self.database(), namespace, table, definition, reading: &reading });
         let Statement { sql, params } = select::events(self.database(), namespace, filter, uncounted_by.as_ref(), after, most + 1);
         self.query(&sql).bind_all(params).page(most, EventRecord::bytes).await
     }

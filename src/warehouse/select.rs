@@ -3,7 +3,7 @@
 
 use serde::Serialize;
 
-use super::counted::{MONTH_OF_PARTITION, Reading, begins_month, counted, counted_by_subject};
+use super::counted::{AGAIN, MONTH_OF_PARTITION, Reading, begins_month, counted, counted_by_subject};
 use super::identities::CHUNK;
 use super::sql::identifier;
 use crate::limits;
@@ -89,7 +89,7 @@ pub struct Source<'a> {
     /// What the table was made by.
     pub definition: &'a Definition,
     /// How it is read.
-    pub reading: Reading,
+    pub reading: &'a Reading,
 }
 
 /// Conditions on the rows that a question is about, and their values: those on what all rows of a key share, and others. What
@@ -273,10 +273,11 @@ pub fn usage(source: &Source<'_>, query: &UsageQuery, hash_key: i64) -> Statemen
                 state = aggregate(&definition.measure, "State"),
             )
         };
-        let by_subjects = if reading == Reading::BySubject {
-            let (firsts, again, rest) = counted_by_subject(database, table, &key_conditions, &others);
+        let by_subjects = if let Reading::BySubject(again) = reading {
+            params.push(Param { name: "again".to_owned(), value: Value::Texts(again.to_vec()) });
+            let (firsts, rest) = counted_by_subject(database, table, &key_conditions, &others);
             // Asked of each sum: by itself ClickHouse would ask it of each row, which takes longer than the sums.
-            format!("{} HAVING if(events = 0, '', subject) NOT IN {again} UNION ALL {}", states(&firsts), states(&rest))
+            format!("{} HAVING if(events = 0, '', subject) NOT IN {AGAIN} UNION ALL {}", states(&firsts), states(&rest))
         } else {
             states(&counted(database, table, reading, &key_conditions, &others))
         };
@@ -414,7 +415,7 @@ pub fn events(
         } else {
             let after = (!is_first).then(|| format!("(subject, time, id) > ({AFTER})"));
             let keys: Vec<_> = keys.iter().cloned().chain(after).collect();
-            let uncounted = counted(database, table, *reading, &keys, &["value IS NULL".to_owned()]);
+            let uncounted = counted(database, table, reading, &keys, &["value IS NULL".to_owned()]);
             conditions.push(format!(
                 "(subject, time, id) IN (SELECT subject, time, id FROM {uncounted} ORDER BY subject, time, id LIMIT {limit})"
             ));

@@ -201,7 +201,7 @@ impl Warehouse {
     pub async fn count_events(&self, table: &str, has_value: bool) -> Result<(i64, i64), Error> {
         let uncounted = if has_value { "countIf(value IS NULL)" } else { "0" };
         let reading = self.reading_of_all(table).await?;
-        let from = counted(self.database(), table, reading, &[], &[]);
+        let from = counted(self.database(), table, &reading, &[], &[]);
         self.query(&format!("SELECT toInt64(count()), toInt64({uncounted}) FROM {from}")).within(COUNT).one().await
     }
 
