@@ -22,7 +22,7 @@ const LARGE: u64 = 1_000_000;
 /// What is added up by subject is read so if subjects with rows of kind `again` have no more than one row in so many: theirs are read twice.
 const PART_BY_SUBJECT: u64 = 5;
 
-/// Most subjects with rows of kind `again` that are named in a question: ClickHouse reads some thousand names in a millisecond.
+/// Most subjects with rows of kind `again` that are named in a question; with more it is read by kind.
 const MOST_SUBJECTS: usize = 1_000;
 
 /// The subjects that have rows of kind `again`, if they are few, by table, months and number of such rows: while there are as many they
@@ -33,7 +33,7 @@ pub(super) type FewSubjects = Cache<(String, u32, u32, u64), Option<Arc<[String]
 pub(super) fn few_subjects() -> FewSubjects {
     let weigh = |(table, ..): &(String, u32, u32, u64), subjects: &Option<Arc<[String]>>| {
         let names = subjects.iter().flat_map(|subjects| subjects.iter()).map(|name| size_of::<String>() + name.len()).sum::<usize>();
-        // Of an entry itself about as much.
+        // An entry itself takes some 200 bytes.
         u32::try_from(200 + table.len() + names).unwrap_or(u32::MAX)
     };
     Cache::builder().weigher(weigh).max_capacity(4 * 1_024 * 1_024).time_to_live(Duration::from_hours(1)).build()
