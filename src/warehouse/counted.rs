@@ -141,7 +141,7 @@ pub fn counted(database: &str, table: &str, reading: &Reading, keys: &[String], 
             let others = if others.is_empty() { String::new() } else { format!(" WHERE {}", others.join(" AND ")) };
             format!("{table} FINAL{prewhere}{others}")
         }
-        Reading::ByKind | Reading::BySubject(_) => by_kind(&table, keys, others, None),
+        Reading::ByKind | Reading::BySubject(_) => by_kind(&table, keys, others, false),
         Reading::FirstsAlone => {
             let refused = [&[Kind::Again.condition()], keys].concat().join(" AND ");
             let firsts = firsts(&table, &[keys, others].concat());
@@ -155,17 +155,20 @@ pub fn counted(database: &str, table: &str, reading: &Reading, keys: &[String], 
 pub fn counted_by_subject(database: &str, table: &str, keys: &[String], others: &[String]) -> (String, String) {
     let name = format!("{}.{}", identifier(database), identifier(table));
     let firsts = format!("({})", firsts(&name, &[keys, others].concat()));
-    (firsts, by_kind(&name, keys, others, Some(AGAIN)))
+    (firsts, by_kind(&name, keys, others, true))
 }
 
-/// [`Reading::ByKind`]; with `subjects` of these alone, and refused where others have rows of kind `again`. The keys of what was
-/// written again are asked of first sendings together: by itself ClickHouse would collect them for each part of a UNION.
-fn by_kind(table: &str, keys: &[String], others: &[String], subjects: Option<&str>) -> String {
+/// [`Reading::ByKind`], of all subjects or of [`AGAIN`] alone: then it is refused where others have rows of kind `again`. The keys of
+/// what was written again are asked of first sendings together: by itself ClickHouse would collect them for each part of a UNION.
+fn by_kind(table: &str, keys: &[String], others: &[String], is_of_some: bool) -> String {
     let again = [&[Kind::Again.condition()], keys].concat().join(" AND ");
-    let firsts_only = subjects.map_or_else(String::new, |subjects| format!("subject IN {subjects} AND "));
-    // Before the merge, which would leave cancelled ones out.
-    let checked = subjects
-        .map_or_else(String::new, |subjects| format!(" PREWHERE {again} AND NOT throwIf(subject NOT IN {subjects}, '{WRITTEN_AGAIN}')"));
+    let (firsts_only, checked) = if is_of_some {
+        // Checked before the merge, which would leave cancelled ones out.
+        let checked = format!(" PREWHERE {again} AND NOT throwIf(subject NOT IN {AGAIN}, '{WRITTEN_AGAIN}')");
+        (format!("subject IN {AGAIN} AND "), checked)
+    } else {
+        Default::default()
+    };
     let firsts = firsts(table, &[keys, others].concat());
     let all = [std::slice::from_ref(&again), others].concat().join(" AND ");
     format!(

@@ -26,7 +26,7 @@ const PART_BY_SUBJECT: u64 = 5;
 const MOST_SUBJECTS: usize = 1_000;
 
 /// The subjects that have rows of kind `again`, if they are few, by table, months and number of such rows: while there are as many they
-/// are the same ones, and should they not be, ClickHouse refuses the question. To find them takes a tenth of it.
+/// are the same ones, and should they not be, ClickHouse refuses the question.
 pub(super) type FewSubjects = Cache<(String, u32, u32, u64), Option<Arc<[String]>>>;
 
 /// Remembers 4 MiB of names, for an hour each: other rows come and go.

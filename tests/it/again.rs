@@ -266,17 +266,40 @@ async fn each_way_to_read_a_table_finds_the_same() {
 
     // As many rows, but of another subject: what is remembered is wrong, the answer is not.
     let (many, _) = lab.warehouse.count_rows(&active.table, of_customers.from, of_customers.to).await.unwrap();
-    for month in ["202603", "202604"] {
-        lab.warehouse.run_ddl(&format!("ALTER TABLE {table} DROP PARTITION ID '{month}-1'")).await.unwrap();
-    }
+    let forget = async || {
+        for month in ["202603", "202604"] {
+            lab.warehouse.run_ddl(&format!("ALTER TABLE {table} DROP PARTITION ID '{month}-1'")).await.unwrap();
+        }
+    };
+    forget().await;
     lab.warehouse.run_ddl(&rows(&again, "0", 1, &format!("number % 40 = 2 LIMIT {many}"))).await.unwrap();
     assert_eq!(reading().await, Reading::BySubject(few));
     answers_as_final().await;
 
+    // A thousand subjects are named, another one or longer names are too much.
+    for (name, named, too_many) in [("many", 1_000, 1_001), ("'many", 999, 1_002), (&"long".repeat(250), 64, 66)] {
+        for subjects in [named, too_many] {
+            forget().await;
+            let sql = format!(
+                "INSERT INTO {table} (subject, time, id, value, group_path, version, copied, is_deleted) SELECT concat({{name:String}}, \
+                 toString(number)), toDateTime64('2026-03-01 00:00:00', 3, 'UTC'), {ROWS} + number, 1, '/', {ARRIVAL_MARK} + {AGAIN}, 0, 0 \
+                 FROM numbers({subjects})"
+            );
+            lab.warehouse.query(&sql).bind("name", name).run().await.unwrap();
+            match reading().await {
+                Reading::BySubject(few) => assert_eq!((few.len(), subjects), (named, named), "{name}"),
+                reading => assert_eq!((reading, subjects), (Reading::ByKind, too_many), "{name}"),
+            }
+            answers_as_final().await;
+        }
+    }
+    forget().await;
+
     // All subjects.
     lab.warehouse.run_ddl(&rows(&again, "0", 0, "number % 1001 = 0")).await.unwrap();
     assert_eq!(reading().await, Reading::ByKind);
-    same(&[Reading::ByKind]).await;
+    let all: Vec<_> = (0..40).map(|number| format!("s{number}")).collect();
+    same(&[Reading::ByKind, Reading::BySubject(all.into())]).await;
     let later = UsageQuery { from: of_customers.to, to: None, ..of_customers.clone() };
     assert_eq!(lab.warehouse.reading_for(&active.table, &later).await.unwrap(), Reading::FirstsAlone, "nothing is of these months");
 }
