@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,7 +17,7 @@ use crate::event::put_bytes;
 use crate::telemetry::Metrics;
 use crate::warehouse::row::{COLUMNS, Row, put_uuid};
 use crate::warehouse::schema::Landings;
-use crate::warehouse::{Error, Insert, StoredKey, Warehouse, insert_name};
+use crate::warehouse::{Begun, Error, Insert, StoredKey, Topology, Warehouse, insert_name};
 
 /// Bytes of memory of rows that may wait or be on their way ([`Row::weight`]). Beyond, requests are told to come again.
 const QUEUE_BYTES: usize = 64 * 1_024 * 1_024;
@@ -36,6 +35,9 @@ const LINGER: Duration = Duration::from_millis(100);
 const PIECE: usize = 128 * 1_024;
 /// Deadline of one INSERT.
 pub(super) const INSERT: Duration = Duration::from_secs(30);
+/// Most landing tables of a round whose INSERTs are begun before its claims: each holds a place among the statements that ClickHouse
+/// runs at a time, and the claims need one.
+const BEGUN: usize = 8;
 /// How long after a round without another one what other gateways stored is looked at.
 const IDLE: Duration = Duration::from_secs(2);
 /// How long an INSERT that ClickHouse did not take is tried again before its requests are told.
@@ -241,16 +243,60 @@ async fn rounds(warehouse: Warehouse, metrics: Arc<Metrics>, mut waiting: mpsc::
             span.follows_from(waiting.span.id());
         }
         let timer = metrics.insert_seconds.start_timer();
-        match settle(&warehouse, &mut lookup, &mut round).instrument(tracing::info_span!(parent: &span, "claim")).await {
+        let begin = begin(&warehouse, with_new_events(&warehouse, &lookup, &round), round.len() == 1);
+        let settle = settle(&warehouse, &mut lookup, &mut round).instrument(tracing::info_span!(parent: &span, "claim"));
+        let (begun, settled) = tokio::join!(begin, settle);
+        match settled {
             Ok(settled) => {
                 let block = settled.block;
-                let is_written = write(&warehouse, round, settled).instrument(span).await;
+                let is_written = write(&warehouse, round, settled, begun).instrument(span).await;
                 block.filter(|_| is_written).into_iter().for_each(|block| lookup.written(block));
             }
-            Err(error) => answer(round, |_| Err(error.clone())),
+            Err(error) => {
+                answer(round, |_| Err(error.clone()));
+                let warehouse = warehouse.clone();
+                tokio::spawn(async move { end(&warehouse, begun).await });
+            }
         }
         go = Instant::now() + Duration::from_secs_f64(timer.stop_and_record()).min(LINGER);
     }
+}
+
+/// Landing tables of a round that seem to get new events, with the bytes of all rows for them: it is worth to begin their INSERTs
+/// before that is certain.
+fn with_new_events(warehouse: &Warehouse, lookup: &Lookup, round: &[Waiting]) -> HashMap<String, usize> {
+    // A cluster's shards analyse their views when rows come: nothing would be gained.
+    let Some(landings) = warehouse.landings().filter(|_| *warehouse.topology() == Topology::Single) else { return HashMap::new() };
+    let mut tables: HashMap<u64, (usize, bool)> = HashMap::new();
+    for row in round.iter().flat_map(|waiting| &waiting.submission.rows) {
+        let (bytes, has_new) = tables.entry(landings.number(row.landing)).or_default();
+        *bytes += row.encoded_len();
+        *has_new = *has_new || lookup.is_new(row.identity);
+    }
+    let tables = tables.into_iter().filter(|(_, (_, has_new))| *has_new).map(|(number, (bytes, _))| (landings.name(number), bytes));
+    tables.filter(|(table, _)| warehouse.has_landing(table)).collect()
+}
+
+/// Begins the INSERTs into landing tables, so that ClickHouse analyses their views while identities are claimed. No row is sent before
+/// that. What can't be begun is inserted as a whole afterwards.
+async fn begin(warehouse: &Warehouse, tables: HashMap<String, usize>, is_alone: bool) -> HashMap<String, Begun> {
+    if tables.len() > BEGUN {
+        return HashMap::new();
+    }
+    let begin = tables.into_iter().map(|(table, bytes)| async move {
+        let begun = warehouse.begin(landing_insert(&table, &insert_name(&table), bytes, is_alone)).await;
+        Some((table, begun.ok()?))
+    });
+    futures::future::join_all(begin).await.into_iter().flatten().collect()
+}
+
+/// Ends INSERTs that were begun and that no rows came for: so they change nothing.
+async fn end(warehouse: &Warehouse, begun: HashMap<String, Begun>) {
+    futures::future::join_all(begun.into_values().map(|begun| warehouse.finish(begun, std::iter::empty()))).await;
+}
+
+const fn landing_insert<'a>(table: &'a str, name: &'a str, bytes: usize, is_alone: bool) -> Insert<'a> {
+    Insert { table, columns: COLUMNS, bytes, name, deadline: INSERT, is_alone }
 }
 
 /// What a round has to write besides new rows.
@@ -337,7 +383,7 @@ async fn settle(warehouse: &Warehouse, lookup: &mut Lookup, round: &mut [Waiting
 }
 
 /// Whether ClickHouse has confirmed every row.
-async fn write(warehouse: &Warehouse, round: Vec<Waiting>, settled: Settled) -> bool {
+async fn write(warehouse: &Warehouse, round: Vec<Waiting>, settled: Settled, begun: HashMap<String, Begun>) -> bool {
     let mut kept = Vec::new();
     round.iter().flat_map(|waiting| &waiting.submission.rejects).for_each(|reject| reject.encode(&mut kept));
     let mut rows: Vec<&Row> = round.iter().flat_map(|waiting| &waiting.submission.rows).collect();
@@ -346,7 +392,7 @@ async fn write(warehouse: &Warehouse, round: Vec<Waiting>, settled: Settled) -> 
         rows.retain(|row| seen.insert(row.identity));
     }
     let (landed, rejects, again) = tokio::join!(
-        insert_landings(warehouse, settled.landings, &rows, round.len() == 1),
+        insert_landings(warehouse, settled.landings, &rows, round.len() == 1, begun),
         insert_rejects(warehouse, kept.into()),
         write_again(warehouse, settled.again)
     );
@@ -385,25 +431,45 @@ fn answer(round: Vec<Waiting>, result: impl Fn(&Waiting) -> Result<(), Error>) {
 }
 
 /// One INSERT per landing table, all at once; by the table's number.
-async fn insert_landings(warehouse: &Warehouse, landings: Landings, rows: &[&Row], is_alone: bool) -> HashMap<u64, Result<(), Error>> {
+async fn insert_landings(
+    warehouse: &Warehouse,
+    landings: Landings,
+    rows: &[&Row],
+    is_alone: bool,
+    mut begun: HashMap<String, Begun>,
+) -> HashMap<u64, Result<(), Error>> {
     let mut by_number: HashMap<u64, Vec<&Row>> = HashMap::new();
     rows.iter().for_each(|row| by_number.entry(landings.number(row.landing)).or_default().push(row));
-    let inserts = by_number.into_iter().map(|(number, rows)| async move {
+    let inserts = by_number.into_iter().map(|(number, rows)| {
         let table = landings.name(number);
-        (number, insert_rows(warehouse, &table, &rows, is_alone).await)
+        let begun = begun.remove(&table);
+        async move { (number, insert_rows(warehouse, &table, &rows, is_alone, begun).await) }
     });
-    futures::future::join_all(inserts).await.into_iter().collect()
+    let inserts = futures::future::join_all(inserts);
+    // Of tables all of whose rows were stored already.
+    let (inserted, ()) = tokio::join!(inserts, end(warehouse, begun));
+    inserted.into_iter().collect()
 }
 
-async fn insert_rows(warehouse: &Warehouse, table: &str, rows: &[&Row], is_alone: bool) -> Result<(), Error> {
-    let is_sent = AtomicBool::new(false);
-    retried(warehouse, || async {
-        warehouse.ensure_landing(table).await?;
-        // An INSERT that failed may have stored all or some: from then on the rows are none that come for the first time.
-        let is_again = is_sent.swap(true, Ordering::Relaxed);
-        let bytes = rows.iter().map(|row| row.encoded_len()).sum();
-        let insert = Insert { table, columns: COLUMNS, bytes, name: &insert_name(table), deadline: INSERT, is_alone };
-        warehouse.insert(insert, pieces(rows, bytes, |row, out| row.encode(out, is_again))).await
+async fn insert_rows(warehouse: &Warehouse, table: &str, rows: &[&Row], is_alone: bool, mut begun: Option<Begun>) -> Result<(), Error> {
+    let bytes = rows.iter().map(|row| row.encoded_len()).sum();
+    // An INSERT that failed may have stored all or some: from then on the rows are none that come for the first time.
+    let mut is_again = false;
+    retried(warehouse, || {
+        let (begun, was_sent) = (begun.take(), std::mem::replace(&mut is_again, true));
+        async move {
+            let rows_as = |is_again| pieces(rows, bytes, move |row, out| row.encode(out, is_again));
+            let is_again = was_sent || begun.is_some();
+            if let Some(begun) = begun {
+                match warehouse.finish(begun, rows_as(was_sent)).await {
+                    // Should it be refused for how it was begun, as a whole it may not be.
+                    Err(Error::Refused(why)) => tracing::debug!(why, table, "an INSERT that was begun early was refused"),
+                    done => return done,
+                }
+            }
+            warehouse.ensure_landing(table).await?;
+            warehouse.insert(landing_insert(table, &insert_name(table), bytes, is_alone), rows_as(is_again)).await
+        }
     })
     .instrument(tracing::info_span!("INSERT", table))
     .await

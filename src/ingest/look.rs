@@ -81,6 +81,11 @@ impl Lookup {
         self.ask(ids.filter(perhaps).collect()).await
     }
 
+    /// Whether an identity is known not to be claimed, as far as this gateway has looked.
+    pub(super) fn is_new(&self, id: u128) -> bool {
+        matches!(&self.memory, Memory::Known(known) if !known.seen.may_have(id))
+    }
+
     /// Looks again after `claims` were written, all of them in one INSERT: which of them were claimed more than once, by
     /// others, or by an INSERT that was sent again. And the number of that INSERT, where it is known.
     ///

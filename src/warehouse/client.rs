@@ -5,17 +5,28 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use clickhouse::insert_formatted::InsertFormatted;
 use clickhouse::{Client, Compression, RowOwned, RowRead};
+use hyper_rustls::HttpsConnectorBuilder;
+use hyper_util::client::legacy::Client as HttpClient;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
 use serde::Serialize;
 
 use super::reading::{FewSubjects, few_subjects};
 use super::schema::Landings;
 use super::sql;
 use super::topology::Topology;
+use crate::event::{put_bytes, put_varint};
 use crate::limits;
 
 /// Deadline of statements that answer at once: DDL, look-ups, listings.
 const SHORT: Duration = Duration::from_secs(30);
+
+/// How often an idle connection is looked after.
+const TCP_KEEPALIVE: Duration = Duration::from_secs(60);
+/// How long an idle connection is kept: ClickHouse closes its own after 3 s or more, by its version and configuration.
+const POOL_IDLE: Duration = Duration::from_secs(2);
 
 /// Longest bound value that ClickHouse takes (`http_max_field_value_size`), in bytes, escapes included. A set that may be
 /// longer is bound in parts.
@@ -132,6 +143,18 @@ pub struct Insert<'a> {
     pub deadline: Duration,
     /// Whether nobody else waits: it goes through its views at the same time.
     pub is_alone: bool,
+}
+
+impl Insert<'_> {
+    fn sql(&self, warehouse: &Warehouse, format: &str) -> String {
+        format!("INSERT INTO {} ({}) FORMAT {format}", warehouse.table(self.table), self.columns)
+    }
+}
+
+/// An INSERT that ClickHouse has begun, and whose rows it waits for.
+pub struct Begun {
+    insert: InsertFormatted,
+    deadline: Duration,
 }
 
 /// Bytes of rows below which an INSERT goes through its views in one thread, one after the other: sharing such a few rows out costs
@@ -264,10 +287,27 @@ fn on_shards(client: Client) -> Client {
         .with_setting("skip_unavailable_shards", "0")
 }
 
+/// A client whose connections send what they have at once. The crate's own let the system gather small packets: the rows of an INSERT
+/// that was begun would wait until ClickHouse's system has acknowledged the statement, which it puts off for 40 ms.
+fn without_delay() -> Client {
+    let mut connector = HttpConnector::new();
+    connector.enforce_http(false);
+    connector.set_nodelay(true);
+    connector.set_keepalive(Some(TCP_KEEPALIVE));
+    match HttpsConnectorBuilder::new().with_provider_and_webpki_roots(rustls::crypto::ring::default_provider()) {
+        Ok(builder) => {
+            let connector = builder.https_or_http().enable_http1().wrap_connector(connector);
+            Client::with_http_client(HttpClient::builder(TokioExecutor::new()).pool_idle_timeout(POOL_IDLE).build(connector))
+        }
+        // It lacks no version of TLS; the crate's own would only be slower.
+        Err(_) => Client::default(),
+    }
+}
+
 impl Warehouse {
     /// Sets up a client; nothing is sent yet.
     pub fn new(options: &WarehouseOptions) -> Self {
-        let mut client = Client::default()
+        let mut client = without_delay()
             .with_url(&options.url)
             .with_user(&options.user)
             .with_compression(Compression::None)
@@ -334,18 +374,38 @@ impl Warehouse {
     /// # Errors
     /// See [`Error`]; after any of them the rows may or may not be there.
     pub async fn insert(&self, insert: Insert<'_>, pieces: impl Iterator<Item = Bytes>) -> Result<(), Error> {
-        let Insert { table, columns, bytes, name, deadline, is_alone } = insert;
-        let sql = format!("INSERT INTO {} ({columns}) FORMAT RowBinary", self.table(table));
-        let mut insert = self
-            .client
-            .insert_formatted_with(sql)
-            .with_setting("query_id", format!("{name}-{}", uuid::Uuid::new_v4()))
-            .with_setting("max_execution_time", deadline.as_secs().to_string())
-            // No key comes twice in a round: collapsing a block before it is written would cost an eighth of the INSERT for nothing.
-            .with_setting("optimize_on_insert", "0");
-        if bytes < SMALL_INSERT && !is_alone {
-            insert = insert.with_setting("max_threads", "1").with_setting("parallel_view_processing", "0");
-        }
+        let begun = Begun { insert: self.prepared(&insert, &insert.sql(self, "RowBinary")), deadline: insert.deadline };
+        self.finish(begun, pieces).await
+    }
+
+    /// Begins an INSERT whose rows come later: meanwhile ClickHouse reads the statement and analyses its views, which takes as long as
+    /// to write a few rows. For all who wait for INSERTs it runs from here on.
+    ///
+    /// # Errors
+    /// See [`Error`]; nothing is written.
+    pub async fn begin(&self, insert: Insert<'_>) -> Result<Begun, Error> {
+        // Bytes that say no more than the statement: without any ClickHouse would have nothing to read, and wait.
+        let sql = insert.sql(self, "RowBinaryWithNames");
+        let names: Vec<&str> = insert.columns.split(", ").collect();
+        let mut header = Vec::with_capacity(1 + insert.columns.len());
+        put_varint(&mut header, names.len());
+        names.iter().for_each(|name| put_bytes(&mut header, name.as_bytes()));
+        // It begins when it has read this and one byte of what follows, by default 256 KiB. It ends the statement's line itself.
+        let mut begun = self.prepared(&insert, &sql).with_setting("max_query_size", (sql.len() + 1).to_string());
+        let deadline = insert.deadline;
+        self.timed(deadline, async move {
+            begun.send(header.into()).await?;
+            Ok(Begun { insert: begun, deadline })
+        })
+        .await
+    }
+
+    /// Sends the rows of an INSERT that was begun, none if there are none. As [`insert`](Self::insert) from there on.
+    ///
+    /// # Errors
+    /// See [`insert`](Self::insert).
+    pub async fn finish(&self, begun: Begun, pieces: impl Iterator<Item = Bytes>) -> Result<(), Error> {
+        let Begun { mut insert, deadline } = begun;
         self.timed(deadline, async move {
             for piece in pieces {
                 insert.send(piece).await?;
@@ -353,6 +413,21 @@ impl Warehouse {
             insert.end().await
         })
         .await
+    }
+
+    fn prepared(&self, insert: &Insert<'_>, sql: &str) -> InsertFormatted {
+        let prepared = self
+            .client
+            .insert_formatted_with(sql)
+            .with_setting("query_id", format!("{}-{}", insert.name, uuid::Uuid::new_v4()))
+            .with_setting("max_execution_time", insert.deadline.as_secs().to_string())
+            // No key comes twice in a round: collapsing a block before it is written would cost an eighth of the INSERT for nothing.
+            .with_setting("optimize_on_insert", "0");
+        if insert.bytes < SMALL_INSERT && !insert.is_alone {
+            prepared.with_setting("max_threads", "1").with_setting("parallel_view_processing", "0")
+        } else {
+            prepared
+        }
     }
 
     /// Whether ClickHouse answers.

@@ -16,7 +16,7 @@ pub mod sql;
 mod tables;
 mod topology;
 
-pub use client::{Error, Insert, Query, Rows, Warehouse, WarehouseOptions};
+pub use client::{Begun, Error, Insert, Query, Rows, Warehouse, WarehouseOptions};
 pub use identities::{Claim, IdentityPart, IdentityTable, StoredKey};
 pub use listings::{EventRecord, RejectRecord};
 pub use tables::{BACKFILL, insert_name};

@@ -85,12 +85,22 @@ impl Warehouse {
         if !self.ensure_bootstrap().await?.have(landing) {
             return Err(Error::Unavailable(format!("the database was made anew: it has no {landing}")));
         }
-        if self.made().tables.contains(landing) {
+        if self.has_landing(landing) {
             return Ok(());
         }
         self.run_all_ddl(&schema::create_landing(self.topology(), self.database(), landing)).await?;
         self.made().tables.insert(landing.to_owned());
         Ok(())
+    }
+
+    /// How many landing tables there can be, once that is known.
+    pub fn landings(&self) -> Option<Landings> {
+        self.made().landings
+    }
+
+    /// Whether this process has made sure of a landing table.
+    pub fn has_landing(&self, landing: &str) -> bool {
+        self.made().tables.contains(landing)
     }
 
     /// Runs statements that make tables, unless all of these are there: a start of many replicas is to change

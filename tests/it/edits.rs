@@ -6,12 +6,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use kubemeter::api::{Aggregation, DeletionPolicy, Meter, MeterSpec};
+use kubemeter::event::{Form, parse};
+use kubemeter::ingest::{Judge, Judged};
 use kubemeter::metering::{Metering as _, UsageQuery};
-use kubemeter::warehouse::insert_name;
-use kubemeter::warehouse::schema::{self, Landing, Landings, StoredBefore, TableNote, TableState};
+use kubemeter::warehouse::row::COLUMNS;
+use kubemeter::warehouse::schema::{self, Landings, StoredBefore, TableNote, TableState};
+use kubemeter::warehouse::{Begun, Insert, insert_name};
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
 
 use crate::again::assert_read_as_final;
 use crate::lab::{Lab, NAMESPACE, event, spec, total};
@@ -105,53 +106,52 @@ async fn no_event_is_lost_or_doubled_while_a_meter_is_made() {
     }
 }
 
-/// An INSERT into the landing table of type `t` that has begun and whose rows have not come yet.
+/// An INSERT into the landing table of type `t` that has begun, as a gateway begins it, and whose row has not come yet.
 struct SlowInsert {
-    stream: TcpStream,
-    rows: Vec<u8>,
+    begun: Begun,
+    row: Vec<u8>,
 }
 
 impl SlowInsert {
     async fn begin(lab: &Lab, name: &str) -> Self {
-        let landing = Landings::NEW.table(Landing::of(NAMESPACE, "t"));
+        let sent = event(name, "t", "slow", "2026-03-04T05:06:07Z", json!({"v": 5}));
+        let items = parse(Form::Json, sent.to_string().into()).unwrap();
+        let judged = Judge::new(&lab.catalog, NAMESPACE, false, 1_772_600_000_000_000).judge(items[0].parsed.clone());
+        let Ok(Judged::Row(event)) = judged else { panic!("{judged:?}") };
+        let mut row = Vec::new();
+        event.encode(&mut row, false);
+
+        let landing = Landings::NEW.table(event.landing);
         lab.warehouse.ensure_landing(&landing).await.unwrap();
-        let url = lab.options.url.trim_start_matches("http://").trim_end_matches('/').to_owned();
-        let mut stream = TcpStream::connect(&url).await.unwrap();
-        let query = format!(
-            "INSERT INTO {} (namespace, type, subject, time, id, event_id, data, version) FORMAT JSONEachRow",
-            lab.warehouse.table(&landing)
-        );
-        let query: String = query.bytes().map(|b| format!("%{b:02X}")).collect();
         let id = format!("{}-{name}", insert_name(&landing));
-        let head = format!(
-            "POST /?query_id={id}&query={query} HTTP/1.1\r\nHost: {url}\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
-        );
-        stream.write_all(head.as_bytes()).await.unwrap();
-        let row = json!({"namespace": NAMESPACE, "type": "t", "subject": "slow", "time": "2026-03-04 05:06:07.000", "id": "77", "event_id": name, "data": {"$.v": "5"}, "version": 9});
-        // ClickHouse looks for the end of the statement in as many bytes (max_query_size) before it begins.
-        let blanks = format!("{:x}\r\n{}\r\n", 400_000, " ".repeat(400_000));
-        stream.write_all(blanks.as_bytes()).await.unwrap();
+        let deadline = Duration::from_secs(30);
+        let insert = Insert { table: &landing, columns: COLUMNS, bytes: row.len(), name: &id, deadline, is_alone: true };
+        let begun = lab.warehouse.begin(insert).await.unwrap();
         let running = async || {
-            let running: u64 = lab
-                .warehouse
-                .query("SELECT count() FROM system.processes WHERE query_id = {id:String}")
-                .bind("id", &id)
-                .one()
-                .await
-                .unwrap();
+            let running = "SELECT count() FROM system.processes WHERE startsWith(query_id, {id:String})";
+            let running: u64 = lab.warehouse.query(running).bind("id", &id).one().await.unwrap();
             (running > 0).then_some(())
         };
-        eventually("the INSERT has begun", running).await;
-        Self { stream, rows: format!("{row}\n").into_bytes() }
+        eventually("ClickHouse has begun the INSERT, without a row", running).await;
+        Self { begun, row }
     }
 
-    async fn end(mut self) {
-        let chunk = [format!("{:x}\r\n", self.rows.len()).as_bytes(), &self.rows, b"\r\n0\r\n\r\n"].concat();
-        self.stream.write_all(&chunk).await.unwrap();
-        let mut answer = String::new();
-        self.stream.read_to_string(&mut answer).await.unwrap();
-        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    async fn end(self, lab: &Lab) {
+        lab.warehouse.finish(self.begun, std::iter::once(self.row.into())).await.unwrap();
     }
+}
+
+#[tokio::test]
+async fn an_insert_that_was_begun_for_nothing_changes_nothing() {
+    let lab = Lab::new();
+    lab.meter("m", spec("t", Aggregation::Sum, Some("$.v"), &[])).await;
+    let slow = SlowInsert::begin(&lab, "slow").await;
+    lab.warehouse.finish(slow.begun, std::iter::empty()).await.unwrap();
+    assert_eq!(lab.number("m").await, "0");
+    let stored = format!("SELECT count() FROM {}", lab.warehouse.table("events"));
+    assert_eq!(lab.warehouse.query(&stored).one::<u64>().await.unwrap(), 0);
+    SlowInsert::begin(&lab, "slow").await.end(&lab).await;
+    assert_eq!(lab.number("m").await, "5");
 }
 
 #[tokio::test]
@@ -174,7 +174,7 @@ async fn an_insert_that_began_before_the_view_is_waited_for() {
         _ = &mut making => panic!("it is ready while the INSERT runs"),
         () = meanwhile => {}
     }
-    tokio::join!(making, slow.end());
+    tokio::join!(making, slow.end(&lab));
     assert_eq!(lab.number("m").await, "6");
 }
 
