@@ -124,6 +124,15 @@ impl Generator {
 impl Batch {
     /// The same events as the rows that a gateway makes of them, in RowBinary: what a hand-written client would have.
     pub fn row_binary(&self) -> Result<Vec<u8>> {
+        self.encoded(|row, rows| row.encode(rows, false))
+    }
+
+    /// The claims of their identities, in RowBinary.
+    pub fn claims_binary(&self) -> Result<Vec<u8>> {
+        self.encoded(Row::encode_identity)
+    }
+
+    fn encoded(&self, encode: impl Fn(&Row, &mut Vec<u8>)) -> Result<Vec<u8>> {
         let arrival_us = Timestamp::now().as_microsecond();
         let mut rows = Vec::with_capacity(self.events * 300);
         for item in parse(Form::Json, self.json.clone())? {
@@ -138,7 +147,7 @@ impl Batch {
                 cancellation: Uuid::nil(),
                 event,
             };
-            row.encode(&mut rows, false);
+            encode(&row, &mut rows);
         }
         Ok(rows)
     }

@@ -1,7 +1,7 @@
 //! How fast events are acknowledged, beside direct INSERTs of the same rows into the same landing table.
 
 use crate::aim::Aim;
-use crate::report::{Section, Table, percentile, ratio};
+use crate::report::{Section, Table, milliseconds, percentile, ratio};
 use crate::run::{Ingest, Run, To, at, together};
 use crate::setup::Setup;
 use crate::{Result, Sizes, load, progress};
@@ -38,6 +38,7 @@ pub async fn measure((setup, direct): (&Setup, &Setup), sizes: &Sizes, seed: u64
     }
     let lone = bench.lone(To::Gateway, sizes.lone).await?;
     let lone_direct = direct.lone(To::ClickHouse { rows: 1 }, sizes.lone).await?;
+    let steps = direct.steps(sizes.lone).await?;
     bench.check_duplicates().await?;
 
     let others: Vec<f64> = big.iter().chain(ours.iter().flatten()).chain(same.iter().flatten()).map(|run| run.others * 100.0).collect();
@@ -48,7 +49,15 @@ pub async fn measure((setup, direct): (&Setup, &Setup), sizes: &Sizes, seed: u64
     );
     let mut cpu = Table::new(
         "CPU seconds per million events",
-        &["figure", "gateway", "ClickHouse behind it", "load generator", "ClickHouse, the limit", "ClickHouse, direct in the same batches"],
+        &[
+            "figure",
+            "gateway",
+            "ClickHouse behind it",
+            "load generator",
+            "events/s if all cores were always busy",
+            "ClickHouse, the limit",
+            "ClickHouse, direct in the same batches",
+        ],
     );
     for ((&(connections, size, _), ours), same) in sizes.batches.iter().zip(ours).zip(same) {
         let (ours, same) = (together(ours)?, together(same)?);
@@ -65,6 +74,7 @@ pub async fn measure((setup, direct): (&Setup, &Setup), sizes: &Sizes, seed: u64
             ours.per_million(ours.gateway_cpu),
             ours.per_million(ours.clickhouse_cpu),
             ours.per_million(ours.own_cpu),
+            format!("{:.0}", ours.events as f64 * crate::report::cores() as f64 / (ours.gateway_cpu + ours.clickhouse_cpu + ours.own_cpu)),
             big.per_million(big.clickhouse_cpu),
             same.per_million(same.clickhouse_cpu),
         ]);
@@ -90,7 +100,28 @@ pub async fn measure((setup, direct): (&Setup, &Setup), sizes: &Sizes, seed: u64
     ));
     report.table(table);
     report.table(cpu);
+    report.table(lone_steps(&lone, &lone_direct, &steps));
     Ok(())
+}
+
+/// Where a lone post's time goes.
+fn lone_steps(lone: &Run, insert: &Run, [nothing, claim, look]: &[Vec<f64>; 3]) -> Table {
+    let mut table = Table::new("A lone post, step by step", &["step", "p50", "p99"]);
+    let figures = |times: &[f64]| [50, 99].map(|percent| milliseconds(percentile(times, percent)));
+    for (step, times) in [
+        ("claim its identity: one row into `identities`", claim.as_slice()),
+        ("look who else did: the list of the table's parts", look),
+        ("insert it: one row through the landing table's views", &insert.answers),
+        ("the post as a whole, its INSERT begun beside the claim", &lone.answers),
+        ("for comparison: `SELECT 1`", nothing),
+    ] {
+        let [p50, p99] = figures(times);
+        table.row([step.to_owned(), p50, p99]);
+    }
+    table.note(
+        "The steps straight at ClickHouse, one after the other, each on the idle system. Everything inserted is on the disk.".to_owned(),
+    );
+    table
 }
 
 fn aims(report: &mut Section, kind: (usize, usize), ours: &Run, big: &Run) {

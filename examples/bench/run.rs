@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use bigdecimal::BigDecimal;
 use bytes::Bytes;
 use hyper::{Method, StatusCode};
-use kubemeter::warehouse::row::COLUMNS;
+use kubemeter::warehouse::row::{COLUMNS, IDENTITY_COLUMNS};
+use kubemeter::warehouse::{Topology, Warehouse, WarehouseOptions};
 
 use crate::client::{Connection, encoded};
 use crate::events::{Batch, Generator, METER};
@@ -94,10 +95,15 @@ impl<'a> Ingest<'a> {
         self.setup.quiet().await
     }
 
-    /// New events in batches of a size.
-    fn batches(&mut self, size: usize, events: usize) -> Result<Vec<Batch>> {
+    /// Events that no other generator makes, in batches of a size.
+    fn stream(&mut self, size: usize, events: usize) -> Result<Vec<Batch>> {
         self.stream += 1;
-        let batches = Generator::new(self.seed, self.stream).batches(size, events)?;
+        Generator::new(self.seed, self.stream).batches(size, events)
+    }
+
+    /// New events in batches of a size, which are going to count.
+    fn batches(&mut self, size: usize, events: usize) -> Result<Vec<Batch>> {
+        let batches = self.stream(size, events)?;
         let thousandths: i128 = batches.iter().map(|batch| batch.thousandths).sum();
         self.expected += BigDecimal::new(thousandths.into(), 3);
         Ok(batches)
@@ -137,6 +143,38 @@ impl<'a> Ingest<'a> {
         let run = self.timed(to, (1, posts), requests, open, Some(PAUSE)).await?;
         self.check("after lone posts").await?;
         Ok(run)
+    }
+
+    /// What a lone post has ClickHouse do, each step by itself, with the same pauses: times of an empty statement, of a claim, and of the
+    /// look after it.
+    pub async fn steps(&mut self, times: usize) -> Result<[Vec<f64>; 3]> {
+        let batches = self.stream(1, times)?;
+        let mut direct = self.setup.clickhouse().await?;
+        let claim = format!("/?query={}", encoded(&format!("INSERT INTO kubemeter.identities ({IDENTITY_COLUMNS}) FORMAT RowBinary")));
+        let warehouse = Warehouse::new(&WarehouseOptions {
+            url: self.setup.clickhouse.url.clone(),
+            database: "kubemeter".to_owned(),
+            user: "default".to_owned(),
+            password: String::new(),
+            topology: Topology::Single,
+        });
+        self.setup.quiet().await?;
+        let mut steps: [Vec<f64>; 3] = Default::default();
+        for batch in batches {
+            let claims = batch.claims_binary()?;
+            tokio::time::sleep(PAUSE).await;
+            let began = Instant::now();
+            self.setup.run(&mut direct, "SELECT 1").await?;
+            steps[0].push(began.elapsed().as_secs_f64());
+            tokio::time::sleep(PAUSE).await;
+            let began = Instant::now();
+            direct.expect(StatusCode::OK, Method::POST, &claim, "text/plain", claims.into()).await?;
+            let claimed = Instant::now();
+            warehouse.identity_parts().await?;
+            steps[1].push((claimed - began).as_secs_f64());
+            steps[2].push(claimed.elapsed().as_secs_f64());
+        }
+        Ok(steps)
     }
 
     async fn timed(
