@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -204,6 +205,8 @@ impl Drop for Queued<'_> {
 async fn rounds(warehouse: Warehouse, metrics: Arc<Metrics>, mut waiting: mpsc::Receiver<Waiting>) {
     let mut lookup = Lookup::new(warehouse.clone());
     let (mut held, mut last_requests, mut go) = (None, 0, Instant::now());
+    // Whether the last round's claims were made. If ClickHouse had no place for them, no INSERT is begun that holds one meanwhile.
+    let mut is_calm = true;
     loop {
         let first = match held.take() {
             Some(first) => first,
@@ -243,9 +246,11 @@ async fn rounds(warehouse: Warehouse, metrics: Arc<Metrics>, mut waiting: mpsc::
             span.follows_from(waiting.span.id());
         }
         let timer = metrics.insert_seconds.start_timer();
-        let begin = begin(&warehouse, with_new_events(&warehouse, &lookup, &round), round.len() == 1);
+        let tables = if is_calm { with_new_events(&warehouse, &lookup, &round) } else { HashMap::new() };
+        let begin = begin(&warehouse, tables, round.len() == 1);
         let settle = settle(&warehouse, &mut lookup, &mut round).instrument(tracing::info_span!(parent: &span, "claim"));
         let (begun, settled) = tokio::join!(begin, settle);
+        is_calm = settled.is_ok();
         match settled {
             Ok(settled) => {
                 let block = settled.block;
@@ -254,8 +259,7 @@ async fn rounds(warehouse: Warehouse, metrics: Arc<Metrics>, mut waiting: mpsc::
             }
             Err(error) => {
                 answer(round, |_| Err(error.clone()));
-                let warehouse = warehouse.clone();
-                tokio::spawn(async move { end(&warehouse, begun).await });
+                end(&warehouse, begun);
             }
         }
         go = Instant::now() + Duration::from_secs_f64(timer.stop_and_record()).min(LINGER);
@@ -278,21 +282,24 @@ fn with_new_events(warehouse: &Warehouse, lookup: &Lookup, round: &[Waiting]) ->
 }
 
 /// Begins the INSERTs into landing tables, so that ClickHouse analyses their views while identities are claimed. No row is sent before
-/// that. What can't be begun is inserted as a whole afterwards.
+/// that. A table without one is inserted into as a whole afterwards.
 async fn begin(warehouse: &Warehouse, tables: HashMap<String, usize>, is_alone: bool) -> HashMap<String, Begun> {
     if tables.len() > BEGUN {
         return HashMap::new();
     }
     let begin = tables.into_iter().map(|(table, bytes)| async move {
         let begun = warehouse.begin(landing_insert(&table, &insert_name(&table), bytes, is_alone)).await;
-        Some((table, begun.ok()?))
+        Some((table, begun?))
     });
     futures::future::join_all(begin).await.into_iter().flatten().collect()
 }
 
-/// Ends INSERTs that were begun and that no rows came for: so they change nothing.
-async fn end(warehouse: &Warehouse, begun: HashMap<String, Begun>) {
-    futures::future::join_all(begun.into_values().map(|begun| warehouse.finish(begun, std::iter::empty()))).await;
+/// Ends INSERTs that were begun for nothing: without rows they change nothing, and nobody waits for them.
+fn end(warehouse: &Warehouse, begun: HashMap<String, Begun>) {
+    for begun in begun.into_values() {
+        let warehouse = warehouse.clone();
+        tokio::spawn(async move { warehouse.finish(begun, std::iter::empty()).await });
+    }
 }
 
 const fn landing_insert<'a>(table: &'a str, name: &'a str, bytes: usize, is_alone: bool) -> Insert<'a> {
@@ -391,6 +398,14 @@ async fn write(warehouse: &Warehouse, round: Vec<Waiting>, settled: Settled, beg
         let mut seen = Ids::default();
         rows.retain(|row| seen.insert(row.identity));
     }
+    // The look after the claims found them in the one table of identities that this gateway knows, so the database is that in which
+    // the INSERTs were begun. One that was dropped meanwhile would take their rows, and say so.
+    let begun = if settled.block.is_some() {
+        begun
+    } else {
+        end(warehouse, begun);
+        HashMap::new()
+    };
     let (landed, rejects, again) = tokio::join!(
         insert_landings(warehouse, settled.landings, &rows, round.len() == 1, begun),
         insert_rejects(warehouse, kept.into()),
@@ -440,38 +455,41 @@ async fn insert_landings(
 ) -> HashMap<u64, Result<(), Error>> {
     let mut by_number: HashMap<u64, Vec<&Row>> = HashMap::new();
     rows.iter().for_each(|row| by_number.entry(landings.number(row.landing)).or_default().push(row));
-    let inserts = by_number.into_iter().map(|(number, rows)| {
-        let table = landings.name(number);
-        let begun = begun.remove(&table);
-        async move { (number, insert_rows(warehouse, &table, &rows, is_alone, begun).await) }
-    });
-    let inserts = futures::future::join_all(inserts);
-    // Of tables all of whose rows were stored already.
-    let (inserted, ()) = tokio::join!(inserts, end(warehouse, begun));
-    inserted.into_iter().collect()
+    let inserts: Vec<_> = by_number
+        .into_iter()
+        .map(|(number, rows)| {
+            let table = landings.name(number);
+            let begun = begun.remove(&table);
+            async move {
+                let span = tracing::info_span!("INSERT", table);
+                (number, insert_rows(warehouse, &table, &rows, is_alone, begun).instrument(span).await)
+            }
+        })
+        .collect();
+    // All rows of these tables were stored already.
+    end(warehouse, begun);
+    futures::future::join_all(inserts).await.into_iter().collect()
 }
 
-async fn insert_rows(warehouse: &Warehouse, table: &str, rows: &[&Row], is_alone: bool, mut begun: Option<Begun>) -> Result<(), Error> {
-    let bytes = rows.iter().map(|row| row.encoded_len()).sum();
-    // An INSERT that failed may have stored all or some: from then on the rows are none that come for the first time.
-    let mut is_again = false;
-    retried(warehouse, || {
-        let (begun, was_sent) = (begun.take(), std::mem::replace(&mut is_again, true));
-        async move {
-            let rows_as = |is_again| pieces(rows, bytes, move |row, out| row.encode(out, is_again));
-            let is_again = was_sent || begun.is_some();
-            if let Some(begun) = begun {
-                match warehouse.finish(begun, rows_as(was_sent)).await {
-                    // Should it be refused for how it was begun, as a whole it may not be.
-                    Err(Error::Refused(why)) => tracing::debug!(why, table, "an INSERT that was begun early was refused"),
-                    done => return done,
-                }
-            }
-            warehouse.ensure_landing(table).await?;
-            warehouse.insert(landing_insert(table, &insert_name(table), bytes, is_alone), rows_as(is_again)).await
+/// Writes rows into one landing table.
+async fn insert_rows(warehouse: &Warehouse, table: &str, rows: &[&Row], is_alone: bool, begun: Option<Begun>) -> Result<(), Error> {
+    let (bytes, name) = (rows.iter().map(|row| row.encoded_len()).sum(), insert_name(table));
+    let (since, has_begun) = (Instant::now(), begun.is_some());
+    if let Some(begun) = begun {
+        match warehouse.finish(begun, pieces(rows, bytes, |row, out| row.encode(out, false))).await {
+            Err(error) if since.elapsed() > RETRY_FOR => return Err(error),
+            Err(why) => tracing::debug!(%why, table, "an INSERT that was begun early is tried again as a whole"),
+            Ok(()) => return Ok(()),
         }
+    }
+    // An INSERT that failed may have stored all or some: from then on the rows are none that come for the first time.
+    let is_sent = AtomicBool::new(has_begun);
+    retried(warehouse, || async {
+        warehouse.ensure_landing(table).await?;
+        let is_again = is_sent.swap(true, Ordering::Relaxed);
+        let insert = landing_insert(table, &name, bytes, is_alone);
+        warehouse.insert(insert, pieces(rows, bytes, |row, out| row.encode(out, is_again))).await
     })
-    .instrument(tracing::info_span!("INSERT", table))
     .await
 }
 

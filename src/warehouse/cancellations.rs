@@ -119,8 +119,9 @@ impl Warehouse {
     }
 
     /// Writes the events of a cancellation whose state is `from` again with the state `to` and a greater version: above
-    /// every arrival's, above that of the row it replaces, and by the clock between gateways. Those that are in that state
-    /// already are written too: when it was cut off before, some tables may not have heard.
+    /// every arrival's, above that of the row it replaces, and by ClickHouse's clock. A gateway's own clock may be behind that of one
+    /// whose cancellation was cut off when a Meter had heard of it and `events` had not: its row would then stay the greatest there.
+    /// Those that are in that state already are written too: when it was cut off before, some tables may not have heard.
     async fn rewrite(&self, namespace: &str, id: Uuid, from: &str, to: &str) -> Result<(), Error> {
         self.on_every_replica("events").await?;
         self.on_every_replica("cancelled_events").await?;
@@ -132,7 +133,7 @@ impl Warehouse {
             .bind("cancellation", id.to_string())
             .rows()
             .await?;
-        let version = VERSION_MARK + Timestamp::now().as_microsecond().unsigned_abs();
+        let version = VERSION_MARK + self.now_us().await?.unsigned_abs();
         debug_assert!(version > VERSION_MARK, "a cancellation takes the place of every sending, whenever that comes");
         for event_type in types {
             let landing = self.ensure_bootstrap().await?.table(Landing::of(namespace, &event_type));

@@ -1,6 +1,7 @@
 //! Calls to ClickHouse, each with a deadline and an error that says whether trying again can help.
 
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -56,6 +57,8 @@ pub struct Warehouse {
     topology: Arc<Topology>,
     database: String,
     made: Arc<Mutex<Made>>,
+    /// Whether ClickHouse takes INSERTs that are begun before their rows are there.
+    begins: Arc<AtomicBool>,
     pub(super) few_subjects: FewSubjects,
 }
 
@@ -151,10 +154,11 @@ impl Insert<'_> {
     }
 }
 
-/// An INSERT that ClickHouse has begun, and whose rows it waits for.
+/// An INSERT whose rows come later.
 pub struct Begun {
     insert: InsertFormatted,
     deadline: Duration,
+    is_early: bool,
 }
 
 /// Bytes of rows below which an INSERT goes through its views in one thread, one after the other: sharing such a few rows out costs
@@ -299,7 +303,7 @@ fn without_delay() -> Client {
             let connector = builder.https_or_http().enable_http1().wrap_connector(connector);
             Client::with_http_client(HttpClient::builder(TokioExecutor::new()).pool_idle_timeout(POOL_IDLE).build(connector))
         }
-        // It lacks no version of TLS; the crate's own would only be slower.
+        // Never so: it lacks no version of TLS.
         Err(_) => Client::default(),
     }
 }
@@ -323,6 +327,8 @@ impl Warehouse {
             .with_setting("async_insert", "0")
             .with_setting("parallel_view_processing", "1")
             .with_setting("materialized_views_ignore_errors", "0")
+            // A statement that takes too long is an error, not a part of itself that is told as done.
+            .with_setting("timeout_overflow_mode", "throw")
             .with_setting("mutations_sync", "2");
         if !options.password.is_empty() {
             client = client.with_password(&options.password);
@@ -336,7 +342,15 @@ impl Warehouse {
             };
         }
         let topology = Arc::new(options.topology.clone());
-        Self { client, nodes, topology, database: options.database.clone(), made: Arc::default(), few_subjects: few_subjects() }
+        Self {
+            client,
+            nodes,
+            topology,
+            database: options.database.clone(),
+            made: Arc::default(),
+            begins: Arc::new(AtomicBool::new(true)),
+            few_subjects: few_subjects(),
+        }
     }
 
     /// A statement; `sql` has `{name:Type}` where values go.
@@ -374,16 +388,16 @@ impl Warehouse {
     /// # Errors
     /// See [`Error`]; after any of them the rows may or may not be there.
     pub async fn insert(&self, insert: Insert<'_>, pieces: impl Iterator<Item = Bytes>) -> Result<(), Error> {
-        let begun = Begun { insert: self.prepared(&insert, &insert.sql(self, "RowBinary")), deadline: insert.deadline };
-        self.finish(begun, pieces).await
+        let prepared = self.prepared(&insert, &insert.sql(self, "RowBinary"));
+        self.finish(Begun { insert: prepared, deadline: insert.deadline, is_early: false }, pieces).await
     }
 
-    /// Begins an INSERT whose rows come later: meanwhile ClickHouse reads the statement and analyses its views, which takes as long as
-    /// to write a few rows. For all who wait for INSERTs it runs from here on.
-    ///
-    /// # Errors
-    /// See [`Error`]; nothing is written.
-    pub async fn begin(&self, insert: Insert<'_>) -> Result<Begun, Error> {
+    /// Begins an INSERT whose rows come later: meanwhile ClickHouse reads the statement and sets up its views, which takes as long as
+    /// to write a few rows. For all who wait for INSERTs it runs from then on. None: it can't be begun.
+    pub async fn begin(&self, insert: Insert<'_>) -> Option<Begun> {
+        if !self.begins.load(Ordering::Relaxed) {
+            return None;
+        }
         // Bytes that say no more than the statement: without any ClickHouse would have nothing to read, and wait.
         let sql = insert.sql(self, "RowBinaryWithNames");
         let names: Vec<&str> = insert.columns.split(", ").collect();
@@ -393,11 +407,8 @@ impl Warehouse {
         // It begins when it has read this and one byte of what follows, by default 256 KiB. It ends the statement's line itself.
         let mut begun = self.prepared(&insert, &sql).with_setting("max_query_size", (sql.len() + 1).to_string());
         let deadline = insert.deadline;
-        self.timed(deadline, async move {
-            begun.send(header.into()).await?;
-            Ok(Begun { insert: begun, deadline })
-        })
-        .await
+        let sent = self.timed(deadline, async move { begun.send(header.into()).await.map(|()| begun) }).await;
+        sent.ok().map(|insert| Begun { insert, deadline, is_early: true })
     }
 
     /// Sends the rows of an INSERT that was begun, none if there are none. As [`insert`](Self::insert) from there on.
@@ -405,14 +416,24 @@ impl Warehouse {
     /// # Errors
     /// See [`insert`](Self::insert).
     pub async fn finish(&self, begun: Begun, pieces: impl Iterator<Item = Bytes>) -> Result<(), Error> {
-        let Begun { mut insert, deadline } = begun;
-        self.timed(deadline, async move {
+        let Begun { mut insert, deadline, is_early } = begun;
+        let done = self.timed(deadline, async move {
             for piece in pieces {
                 insert.send(piece).await?;
             }
             insert.end().await
-        })
-        .await
+        });
+        let done = done.await;
+        if let Err(Error::Refused(why)) = &done
+            && is_early
+            && self.begins.swap(false, Ordering::Relaxed)
+        {
+            tracing::warn!(
+                why,
+                "ClickHouse refuses INSERTs whose rows come later (may its user set max_query_size?): none is begun any more"
+            );
+        }
+        done
     }
 
     fn prepared(&self, insert: &Insert<'_>, sql: &str) -> InsertFormatted {

@@ -1,6 +1,6 @@
 //! Events become numbers: once each, exactly, whatever comes in whatever order.
 
-use kubemeter::api::Aggregation;
+use kubemeter::api::{Aggregation, Meter};
 use kubemeter::limits;
 use kubemeter::metering::{
     CancelRequest, CancelTarget, Error, EventFilter, EventRef, Metering as _, Page, Records as _, RejectCode, UsageQuery,
@@ -290,12 +290,14 @@ async fn what_was_stored_before_its_meter_and_has_no_value_is_listed_by_meter() 
         .collect();
     lab.post(&json!(events)).await.unwrap();
     let sum = lab.meter("sum", spec("t", Aggregation::Sum, Some("$.v"), &[])).await;
-    lab.meter("count", spec("t", Aggregation::Count, None, &[])).await;
+    let count = lab.meter("count", spec("t", Aggregation::Count, None, &[])).await;
     let sorted = |mut ids: Vec<String>| {
         ids.sort();
         ids
     };
     assert_eq!(sorted(uncounted("sum", None).await.unwrap()), ["e0", "e2", "e4", "e6"]);
+    let counts = |meter: &Meter| meter.status.as_ref().map(|status| (status.events, status.uncounted_events)).unwrap();
+    assert_eq!((counts(&sum), counts(&count)), ((Some(8), Some(4)), (Some(8), Some(0))), "the status says how many");
     assert_eq!(sorted(uncounted("sum", Some("b")).await.unwrap()), ["e4", "e6"]);
     assert_eq!(uncounted("count", None).await.unwrap(), [""; 0]);
     assert!(matches!(uncounted("no-such", None).await, Err(Error::NotFound(_))));
@@ -306,8 +308,9 @@ async fn what_was_stored_before_its_meter_and_has_no_value_is_listed_by_meter() 
     let mut mended = sum.clone();
     mended.spec = spec("t", Aggregation::UniqueCount, Some("$.v"), &[]);
     mended.metadata.generation = Some(2);
-    lab.settle(mended).await;
+    let mended = lab.settle(mended).await;
     assert_eq!(uncounted("sum", None).await.unwrap(), [""; 0]);
+    assert_eq!(counts(&mended), (Some(7), Some(0)), "all but the cancelled one");
 }
 
 #[tokio::test]

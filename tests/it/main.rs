@@ -13,6 +13,7 @@ mod controller;
 mod counting;
 mod crds;
 mod customers;
+mod cut;
 mod dev;
 mod edits;
 mod engine;

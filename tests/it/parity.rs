@@ -8,6 +8,7 @@ use kubemeter::api::{Aggregation, Meter};
 use kubemeter::catalog::Catalog;
 use kubemeter::event::{Attributes, Decimal, Event, Incoming, JsonPath, Leaves, Scalar};
 use kubemeter::ingest::{Committer, Judge, Judged, Submission};
+use kubemeter::limits;
 use kubemeter::telemetry::Metrics;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree as _;
@@ -91,6 +92,11 @@ fn number_text() -> impl Strategy<Value = String> {
     ]
 }
 
+fn is_literal(text: &str) -> bool {
+    serde_json::from_str::<&serde_json::value::RawValue>(text).is_ok_and(|raw| raw.get() == text)
+        && text.starts_with(|first: char| first == '-' || first.is_ascii_digit())
+}
+
 #[tokio::test]
 async fn a_meter_holds_exactly_the_decimals_that_the_gateway_accepts() {
     let lab = Lab::new();
@@ -98,7 +104,6 @@ async fn a_meter_holds_exactly_the_decimals_that_the_gateway_accepts() {
     let live = lab.meter("live", sum()).await;
 
     let texts = samples(4_000, &number_text());
-    let is_literal = |text: &str| serde_json::from_str::<serde_json::Number>(text).is_ok() && !text.contains(['\n', ' ', '\t']);
     let data = texts.iter().enumerate().map(|(n, text)| {
         let mut leaves = Leaves::new();
         let literal = n % 2 == 0 && is_literal(text);
@@ -162,29 +167,51 @@ fn step() -> impl Strategy<Value = String> {
     ]
 }
 
-fn scalar() -> impl Strategy<Value = serde_json::Value> {
+/// JSON as text, which can say what a parsed document can't: names twice, escapes, numbers with more digits than any type has.
+fn quoted(text: &str) -> String {
+    serde_json::to_string(text).unwrap()
+}
+
+/// The same with every character escaped, those beyond 16 bits by two escapes.
+fn escaped(text: &str) -> String {
+    text.encode_utf16().fold("\"".to_owned(), |all, unit| format!("{all}\\u{unit:04x}")) + "\""
+}
+
+fn scalar() -> impl Strategy<Value = String> {
     let text = prop_oneof![
         4 => "[ab'\"\\\\`\\x00\\n\\t{}%?é😀-]{0,6}",
         1 => proptest::sample::select(vec!["\\N", "NULL", "\"", "\"\"", "{}", "[]", "\0", "\\x00", "$.a", "'); DROP TABLE events; --"]).prop_map(str::to_owned),
         1 => (9_000_usize..10_000).prop_map(|n| "é'\\\0😀".repeat(n / 9)),
     ];
+    let number = number_text().prop_filter("a number of JSON", |text| is_literal(text));
     prop_oneof![
-        6 => text.prop_map(serde_json::Value::from),
-        1 => any::<i64>().prop_map(serde_json::Value::from),
-        1 => any::<bool>().prop_map(serde_json::Value::from),
-        1 => Just(serde_json::Value::Null),
+        4 => text.clone().prop_map(|text| quoted(&text)),
+        2 => text.prop_map(|text| escaped(&text)),
+        2 => number,
+        1 => proptest::sample::select(vec!["true", "false", "null"]).prop_map(str::to_owned),
     ]
 }
 
+fn object(value: BoxedStrategy<String>) -> impl Strategy<Value = String> {
+    let name = || proptest::sample::select(NAMES);
+    let name = prop_oneof![4 => name().prop_map(quoted), 1 => name().prop_map(escaped)];
+    // Some names come twice: the last one counts.
+    proptest::collection::vec((name, value), 0..8).prop_map(|members| {
+        let members: Vec<String> = members.into_iter().map(|(name, value)| format!("{name}:{value}")).collect();
+        format!("{{{}}}", members.join(","))
+    })
+}
+
+/// Names on the way down to the deepest value that an event may have.
+const DEEP: usize = limits::DATA_DEPTH - 1;
+
 fn document() -> impl Strategy<Value = String> {
-    let member = |value: BoxedStrategy<serde_json::Value>| {
-        proptest::collection::vec((proptest::sample::select(NAMES), value), 0..8)
-            .prop_map(|members| serde_json::Value::Object(members.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()))
-    };
     let value = scalar().prop_recursive(3, 24, 4, move |inner| {
-        prop_oneof![proptest::collection::vec(inner.clone(), 0..4).prop_map(serde_json::Value::from), member(inner.boxed())]
+        let array = proptest::collection::vec(inner.clone(), 0..4).prop_map(|all| format!("[{}]", all.join(",")));
+        prop_oneof![array, object(inner.boxed())]
     });
-    member(value.boxed()).prop_map(|document| document.to_string())
+    let deep = scalar().prop_map(|value| format!("{}{value}{}", "{\"b\":".repeat(DEEP), "}".repeat(DEEP)));
+    prop_oneof![8 => object(value.boxed()), 1 => deep]
 }
 
 #[tokio::test]
@@ -192,7 +219,8 @@ async fn a_group_column_holds_exactly_what_the_path_finds() {
     let lab = Lab::new();
     let mut paths: Vec<String> =
         NAMES.iter().take(8).map(|name| path_text(&[format!("['{}']", name.replace('\\', "\\\\").replace('\'', "\\'"))])).collect();
-    paths.extend(samples(8, &proptest::collection::vec(step(), 1..4)).iter().map(|steps| path_text(steps)));
+    paths.push(path_text(&vec![".b".to_owned(); DEEP]));
+    paths.extend(samples(7, &proptest::collection::vec(step(), 1..4)).iter().map(|steps| path_text(steps)));
     let names: Vec<String> = (0..paths.len()).map(|n| format!("g{n:02}")).collect();
     let groups: Vec<(&str, &str)> = names.iter().map(String::as_str).zip(paths.iter().map(String::as_str)).collect();
     let unique = || spec("t", Aggregation::UniqueCount, Some(&paths[2]), &groups);
@@ -214,7 +242,7 @@ async fn a_group_column_holds_exactly_what_the_path_finds() {
         same(&live[id], &expected, &paths, json);
         same(&backfilled[id], &expected, &paths, json);
     }
-    assert!((0..8).all(|n| found.get(&n).is_some_and(|count| *count > 10)), "paths that find too little: {found:?}");
+    assert!((0..9).all(|n| found.get(&n).is_some_and(|count| *count > 10)), "paths that find too little: {found:?}");
 }
 
 fn same<T: PartialEq + Debug>(stored: &T, expected: &T, paths: &[String], json: &str) {

@@ -46,7 +46,23 @@ pub fn all() -> Vec<(&'static str, History)> {
         ("a cancellation that did not reach the events is done again", vec![meter(), stored.clone(), Step::Storm(half("events"))]),
         (
             "a revert that did not reach a meter is done again",
-            vec![meter(), stored, Step::Storm(half("rejects")), Step::Storm(Storm { revert: Some(0), ..full("meter_", Vec::new()) })],
+            vec![
+                meter(),
+                stored.clone(),
+                Step::Storm(half("rejects")),
+                Step::Storm(Storm { revert: Some(0), ..full("meter_", Vec::new()) }),
+            ],
+        ),
+        (
+            "a cancellation that did not reach the events is reverted, also by a clock that is behind",
+            vec![
+                meter(),
+                stored,
+                Step::Clock { gateway: 0, offset: 1_500 },
+                Step::Storm(half("events")),
+                Step::Clock { gateway: 0, offset: 0 },
+                Step::Revert { space: 0, gateway: 1, back: 0 },
+            ],
         ),
         (
             "what was stored by a second try stays as it is, also when a clock is behind",

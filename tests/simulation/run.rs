@@ -35,6 +35,8 @@ pub async fn live(history: &History, at: &AtomicUsize, progress: bool) -> Result
     // Operators and gateways of two lives would see each other's Meters.
     static TURN: Mutex<()> = Mutex::const_new(());
     let _turn = TURN.lock().await;
+    // First of all, for what ends or hangs this process with it.
+    eprintln!("the history of seed {} begins", history.seed);
     let mut life = Life { world: World::start().await, spaces: vec![Space::default(); SPACES], rng: Rng::new(), faults: 0 };
     let mut result = Ok(());
     for (number, step) in &history.steps {
@@ -51,6 +53,9 @@ pub async fn live(history: &History, at: &AtomicUsize, progress: bool) -> Result
             result = Err(format!("{why}\n{step:?}\n{}", life.world.log_ends()));
             break;
         }
+    }
+    if result.is_ok() {
+        result = life.observe_all().await;
     }
     life.world.end().await;
     result.map(|()| life.faults)
@@ -103,6 +108,15 @@ impl Life {
             Step::Storm(storm) => storm::run(self, storm).await.map(|()| storm.space)?,
         };
         self.observe(space).await
+    }
+
+    /// At the end also the namespaces that the last step had nothing to do with.
+    async fn observe_all(&mut self) -> Result<(), String> {
+        for space in 0..SPACES {
+            let seen = AssertUnwindSafe(self.observe(space)).catch_unwind().await.unwrap_or_else(|panic| Err(words(&*panic)));
+            seen.map_err(|why| format!("{why}\nat the end, in namespace {space}\n{}", self.world.log_ends()))?;
+        }
+        Ok(())
     }
 
     /// Compares all that can be seen of a namespace with the model.
