@@ -54,17 +54,6 @@ pub fn all() -> Vec<(&'static str, History)> {
             ],
         ),
         (
-            "a cancellation that did not reach the events is reverted, also by a clock that is behind",
-            vec![
-                meter(),
-                stored,
-                Step::Clock { gateway: 0, offset: 1_500 },
-                Step::Storm(half("events")),
-                Step::Clock { gateway: 0, offset: 0 },
-                Step::Revert { space: 0, gateway: 1, back: 0 },
-            ],
-        ),
-        (
             "what was stored by a second try stays as it is, also when a clock is behind",
             vec![
                 meter(),
