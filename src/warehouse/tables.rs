@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::client::PARAM_BYTES;
@@ -251,7 +250,8 @@ impl Warehouse {
         self.query(&sql).bind("namespace", namespace).bind("customers", [customer].as_slice()).rows().await
     }
 
-    /// Writes or takes back a Customer's claims on subjects.
+    /// Writes or takes back a Customer's claims on subjects. The later counts, by ClickHouse's clock: that of an operator may be behind
+    /// its predecessor's.
     ///
     /// # Errors
     /// See [`Error`].
@@ -267,7 +267,7 @@ impl Warehouse {
         let sql = format!(
             "INSERT INTO {}.subjects (namespace, subject, customer, uid, created, version, is_deleted) SELECT {{namespace:String}}, \
              arrayJoin({{subjects:Array(String)}}), {{customer:String}}, {{uid:UUID}}, fromUnixTimestamp64Milli({{created:Int64}}, 'UTC'), \
-             toUInt64({{version:Int64}}), {{deleted:UInt8}}",
+             toUInt64(toUnixTimestamp64Micro(now64(6))), {{deleted:UInt8}}",
             identifier(self.database())
         );
         for subjects in subjects.chunks(SUBJECTS) {
@@ -277,7 +277,6 @@ impl Warehouse {
                 .bind("customer", customer)
                 .bind("uid", uid.to_string())
                 .bind("created", created_ms)
-                .bind("version", Timestamp::now().as_microsecond())
                 .bind("deleted", u8::from(is_deleted))
                 .run()
                 .await?;

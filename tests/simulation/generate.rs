@@ -57,7 +57,7 @@ impl Generator {
             60..66 => self.put_customer(),
             66..69 => Step::DropCustomer { space: self.space(), name: self.pick(CUSTOMERS), http: self.rng.bool() },
             69..72 => Step::Restart { part: self.part(), kill: self.rng.bool() },
-            72..74 => Step::Clock { gateway: self.gateway(), offset: *self.one_of(&[-1_500, -2, 3, 1_500, 0]) },
+            72..75 => Step::Clock { part: self.clocked(), offset: *self.one_of(&[-1_500, -2, 3, 1_500, 0]) },
             _ => Step::Storm(faults::generate(self)),
         }
     }
@@ -68,6 +68,12 @@ impl Generator {
 
     pub fn gateway(&mut self) -> usize {
         self.rng.usize(0..GATEWAYS)
+    }
+
+    /// Whose clock is set wrong: ClickHouse's alone decides.
+    fn clocked(&mut self) -> Part {
+        let gateway = Part::Gateway(self.gateway());
+        *self.one_of(&[gateway, gateway, Part::Operator])
     }
 
     pub fn one_of<'a, T>(&mut self, all: &'a [T]) -> &'a T {

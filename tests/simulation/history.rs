@@ -143,9 +143,9 @@ pub enum Step {
         part: Part,
         kill: bool,
     },
-    /// Starts a gateway again with a clock that is wrong by so many seconds.
+    /// Starts a gateway or the operator again with a clock that is wrong by so many seconds.
     Clock {
-        gateway: usize,
+        part: Part,
         offset: i64,
     },
     /// Work while something fails.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::faults::{Fault, Storm, Table};
-use super::history::{Coding, Form, History, Post, Step};
+use super::history::{Coding, Form, History, Part, Post, Step};
 use super::json::{Json, members};
 use super::model::{Event, Meter};
 
@@ -29,6 +29,11 @@ fn meter() -> Step {
         deletion_policy: "Delete",
     };
     Step::PutMeter { space: 0, name: "tokens".to_owned(), meter, http: true, during: None }
+}
+
+fn customer(subjects: &[&str]) -> Step {
+    let subjects = subjects.iter().map(|subject| (*subject).to_owned()).collect();
+    Step::PutCustomer { space: 0, name: "one".to_owned(), subjects, purge: false, http: true }
 }
 
 /// A storm in which one table takes nothing.
@@ -58,8 +63,18 @@ pub fn all() -> Vec<(&'static str, History)> {
             vec![
                 meter(),
                 Step::Storm(full("events", vec![post(&[event("e", 1)])])),
-                Step::Clock { gateway: 0, offset: -1_500 },
+                Step::Clock { part: Part::Gateway(0), offset: -1_500 },
                 Step::Post(post(&[event("e", 2)])),
+            ],
+        ),
+        (
+            "a customer lets a subject go, also by an operator whose clock is behind",
+            vec![
+                meter(),
+                Step::Post(post(&[event("e", 1)])),
+                customer(&["acme"]),
+                Step::Clock { part: Part::Operator, offset: -1_500 },
+                customer(&["other"]),
             ],
         ),
     ];

@@ -100,8 +100,8 @@ impl Life {
                 self.faults += 1;
                 self.rng.usize(0..SPACES)
             }
-            Step::Clock { gateway, offset } => {
-                self.world.set_clock(*gateway, *offset);
+            Step::Clock { part, offset } => {
+                self.world.set_clock(*part, *offset);
                 self.world.revive().await;
                 self.rng.usize(0..SPACES)
             }

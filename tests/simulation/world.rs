@@ -125,10 +125,10 @@ impl World {
         });
     }
 
-    /// Lets a gateway's next life have another clock.
-    pub fn set_clock(&self, gateway: usize, offset: i64) {
-        lock(&self.processes[gateway]).offset = offset;
-        self.restart(Part::Gateway(gateway), true);
+    /// Lets the next life of a gateway or of the operator have another clock.
+    pub fn set_clock(&self, part: Part, offset: i64) {
+        lock(&self.processes[place(part)]).offset = offset;
+        self.restart(part, true);
     }
 
     /// From and to, how far gateways' clocks are from ours, ms.
