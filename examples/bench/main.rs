@@ -226,7 +226,7 @@ impl Stored {
             Part::Query => {
                 for &stored in sizes.stored {
                     self.up_to(stored, seed).await?;
-                    query::measure(&self.setup, sizes, seed, stored, section).await?;
+                    query::measure(&self.setup, sizes, seed, (stored, &self.reference), section).await?;
                 }
                 Ok(())
             }

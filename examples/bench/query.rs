@@ -10,7 +10,7 @@ use crate::client::encoded;
 use crate::events::{METER, Random, SUBJECTS};
 use crate::report::{Section, Table, milliseconds, percentile, ratio};
 use crate::setup::Setup;
-use crate::stored::Answer;
+use crate::stored::{Answer, MONTHS, Reference, customer};
 use crate::{Result, Sizes, load, progress};
 
 /// The month as both kinds of question have it.
@@ -47,8 +47,8 @@ const QUESTIONS: [Question; 3] = [
     },
 ];
 
-/// Measures all queries into the report.
-pub async fn measure(setup: &Setup, sizes: &Sizes, seed: u64, stored: u64, report: &mut Section) -> Result<()> {
+/// Measures all queries into the report. Every answer must be that of the SQL, and what `reference` adds up to.
+pub async fn measure(setup: &Setup, sizes: &Sizes, seed: u64, (stored, reference): (u64, &Reference), report: &mut Section) -> Result<()> {
     let mut gateway = setup.gateway().await?;
     let mut direct = setup.clickhouse().await?;
     let parts = setup
@@ -67,8 +67,8 @@ pub async fn measure(setup: &Setup, sizes: &Sizes, seed: u64, stored: u64, repor
         let (mut ours, mut limit, mut rows) = (Vec::new(), Vec::new(), 0);
         // The first is not counted: it fills caches.
         for number in 0..=asked {
-            let customer = format!("customer-{:04}", random.below(SUBJECTS));
-            let (path, sql) = question.texts(&setup.table, &customer);
+            let subject = random.below(SUBJECTS);
+            let (path, sql) = question.texts(&setup.table, &customer(subject));
             let began = Instant::now();
             let answer = gateway.expect(StatusCode::OK, Method::GET, &path, "application/json", Bytes::new()).await?;
             let of_ours = began.elapsed().as_secs_f64();
@@ -80,8 +80,12 @@ pub async fn measure(setup: &Setup, sizes: &Sizes, seed: u64, stored: u64, repor
             }
             let expected = of_clickhouse(&expected)?;
             rows = expected.len();
-            if of_kubemeter(&answer)? != expected {
+            let answer = of_kubemeter(&answer)?;
+            if answer != expected {
                 return Err(format!("{path} is answered otherwise than {sql}").into());
+            }
+            if !question.is_right(&answer, subject, reference)? {
+                return Err(format!("{path} is answered otherwise than the events add up to").into());
             }
         }
         let at = |times: &[f64], percent| milliseconds(percentile(times, percent));
@@ -97,7 +101,7 @@ pub async fn measure(setup: &Setup, sizes: &Sizes, seed: u64, stored: u64, repor
     table.note(format!(
         "The limit: hand-written SQL with FINAL on the same table, without Kubemeter's mapping of subjects to customers, asked in turn \
          with ours {} times (one customer) or {} times (all). The table had {parts} parts; nothing was merged by force. Every answer was \
-         compared with that of the SQL, to the last digit.",
+         compared with that of the SQL and with what the generator's decimals add up to, to the last digit.",
         sizes.asked.0, sizes.asked.1
     ));
     report.table(table);
@@ -105,6 +109,24 @@ pub async fn measure(setup: &Setup, sizes: &Sizes, seed: u64, stored: u64, repor
 }
 
 impl Question {
+    /// Whether an answer is what the events add up to. Hours are added up to days.
+    fn is_right(&self, answer: &Answer, subject: u64, reference: &Reference) -> Result<bool> {
+        let month = MONTHS[11]..MONTHS[12];
+        if self.one_customer {
+            return Ok(*answer == reference.customer_by_day(month, subject));
+        }
+        if !self.keys.contains("hour") {
+            return Ok(*answer == reference.customers(month));
+        }
+        let mut days = Answer::new();
+        for (key, value) in answer {
+            let (hour, groups) = key.split_once('\t').ok_or("an hour has no groups")?;
+            let hour: u64 = hour.parse()?;
+            *days.entry(format!("{}\t{groups}", hour - hour % 86_400)).or_default() += value;
+        }
+        Ok(days == reference.groups_by_day(month))
+    }
+
     /// The path for Kubemeter and the SQL for ClickHouse.
     fn texts(&self, table: &str, customer: &str) -> (String, String) {
         let (of_customer, of_subject) = if self.one_customer {
