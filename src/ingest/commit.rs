@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,12 +12,13 @@ use tracing::{Instrument as _, Span};
 use uuid::Uuid;
 
 use super::claim::claim;
+use super::land::{INSERT, begin, end, insert_landings, retried, with_new_events};
 use super::look::{Ids, Lookup};
 use crate::event::put_bytes;
 use crate::telemetry::Metrics;
-use crate::warehouse::row::{COLUMNS, Row, put_uuid};
+use crate::warehouse::row::{Row, put_uuid};
 use crate::warehouse::schema::Landings;
-use crate::warehouse::{Begun, Error, Insert, StoredKey, Topology, Warehouse, insert_name};
+use crate::warehouse::{Begun, Error, Insert, StoredKey, Warehouse};
 
 /// Bytes of memory of rows that may wait or be on their way ([`Row::weight`]). Beyond, requests are told to come again.
 const QUEUE_BYTES: usize = 64 * 1_024 * 1_024;
@@ -32,18 +32,8 @@ const ROUND_BYTES: usize = 32 * 1_024 * 1_024;
 /// senders that were answered together come again together, and ClickHouse gets few large INSERTs instead of many small
 /// ones. Who is alone, or comes later than that, waits for nobody.
 const LINGER: Duration = Duration::from_millis(100);
-/// Bytes of rows that are sent at a time.
-const PIECE: usize = 128 * 1_024;
-/// Deadline of one INSERT.
-pub(super) const INSERT: Duration = Duration::from_secs(30);
-/// Most landing tables of a round whose INSERTs are begun before its claims: each holds a place among the statements that ClickHouse
-/// runs at a time, and the claims need one.
-const BEGUN: usize = 8;
 /// How long after a round without another one what other gateways stored is looked at.
 const IDLE: Duration = Duration::from_secs(2);
-/// How long an INSERT that ClickHouse did not take is tried again before its requests are told.
-const RETRY_FOR: Duration = Duration::from_secs(4);
-
 /// An event that was refused, to be kept.
 #[derive(Clone, Debug)]
 pub struct Reject {
@@ -246,7 +236,7 @@ async fn rounds(warehouse: Warehouse, metrics: Arc<Metrics>, mut waiting: mpsc::
             span.follows_from(waiting.span.id());
         }
         let timer = metrics.insert_seconds.start_timer();
-        let tables = if is_calm { with_new_events(&warehouse, &lookup, &round) } else { HashMap::new() };
+        let tables = if is_calm { with_new_events(&warehouse, &lookup, rows_of(&round)) } else { HashMap::new() };
         let begin = begin(&warehouse, tables, round.len() == 1);
         let settle = settle(&warehouse, &mut lookup, &mut round).instrument(tracing::info_span!(parent: &span, "claim"));
         let (begun, settled) = tokio::join!(begin, settle);
@@ -266,44 +256,8 @@ async fn rounds(warehouse: Warehouse, metrics: Arc<Metrics>, mut waiting: mpsc::
     }
 }
 
-/// Landing tables of a round that seem to get new events, with the bytes of all rows for them: it is worth to begin their INSERTs
-/// before that is certain.
-fn with_new_events(warehouse: &Warehouse, lookup: &Lookup, round: &[Waiting]) -> HashMap<String, usize> {
-    // A cluster's shards analyse their views when rows come: nothing would be gained.
-    let Some(landings) = warehouse.landings().filter(|_| *warehouse.topology() == Topology::Single) else { return HashMap::new() };
-    let mut tables: HashMap<u64, (usize, bool)> = HashMap::new();
-    for row in round.iter().flat_map(|waiting| &waiting.submission.rows) {
-        let (bytes, has_new) = tables.entry(landings.number(row.landing)).or_default();
-        *bytes += row.encoded_len();
-        *has_new = *has_new || lookup.is_new(row.identity);
-    }
-    let tables = tables.into_iter().filter(|(_, (_, has_new))| *has_new).map(|(number, (bytes, _))| (landings.name(number), bytes));
-    tables.filter(|(table, _)| warehouse.has_landing(table)).collect()
-}
-
-/// Begins the INSERTs into landing tables, so that ClickHouse analyses their views while identities are claimed. No row is sent before
-/// that. A table without one is inserted into as a whole afterwards.
-async fn begin(warehouse: &Warehouse, tables: HashMap<String, usize>, is_alone: bool) -> HashMap<String, Begun> {
-    if tables.len() > BEGUN {
-        return HashMap::new();
-    }
-    let begin = tables.into_iter().map(|(table, bytes)| async move {
-        let begun = warehouse.begin(landing_insert(&table, &insert_name(&table), bytes, is_alone)).await;
-        Some((table, begun?))
-    });
-    futures::future::join_all(begin).await.into_iter().flatten().collect()
-}
-
-/// Ends INSERTs that were begun for nothing: without rows they change nothing, and nobody waits for them.
-fn end(warehouse: &Warehouse, begun: HashMap<String, Begun>) {
-    for begun in begun.into_values() {
-        let warehouse = warehouse.clone();
-        tokio::spawn(async move { warehouse.finish(begun, std::iter::empty()).await });
-    }
-}
-
-const fn landing_insert<'a>(table: &'a str, name: &'a str, bytes: usize, is_alone: bool) -> Insert<'a> {
-    Insert { table, columns: COLUMNS, bytes, name, deadline: INSERT, is_alone }
+fn rows_of(round: &[Waiting]) -> impl Iterator<Item = &Row> {
+    round.iter().flat_map(|waiting| &waiting.submission.rows)
 }
 
 /// What a round has to write besides new rows.
@@ -320,7 +274,7 @@ struct Settled {
 
 /// Gives every row the key of its identity, and leaves only rows that are to be written.
 async fn settle(warehouse: &Warehouse, lookup: &mut Lookup, round: &mut [Waiting]) -> Result<Settled, Error> {
-    let rows = || round.iter().flat_map(|waiting| &waiting.submission.rows);
+    let rows = || rows_of(round);
     let (mut firsts, mut twice) = (Vec::with_capacity(rows().count()), Ids::default());
     let mut ids = Ids::with_capacity_and_hasher(firsts.capacity(), RandomState::default());
     for row in rows() {
@@ -393,7 +347,7 @@ async fn settle(warehouse: &Warehouse, lookup: &mut Lookup, round: &mut [Waiting
 async fn write(warehouse: &Warehouse, round: Vec<Waiting>, settled: Settled, begun: HashMap<String, Begun>) -> bool {
     let mut kept = Vec::new();
     round.iter().flat_map(|waiting| &waiting.submission.rejects).for_each(|reject| reject.encode(&mut kept));
-    let mut rows: Vec<&Row> = round.iter().flat_map(|waiting| &waiting.submission.rows).collect();
+    let mut rows: Vec<&Row> = rows_of(&round).collect();
     if settled.has_twice {
         let mut seen = Ids::default();
         rows.retain(|row| seen.insert(row.identity));
@@ -445,71 +399,6 @@ fn answer(round: Vec<Waiting>, result: impl Fn(&Waiting) -> Result<(), Error>) {
     }
 }
 
-/// One INSERT per landing table, all at once; by the table's number.
-async fn insert_landings(
-    warehouse: &Warehouse,
-    landings: Landings,
-    rows: &[&Row],
-    is_alone: bool,
-    mut begun: HashMap<String, Begun>,
-) -> HashMap<u64, Result<(), Error>> {
-    let mut by_number: HashMap<u64, Vec<&Row>> = HashMap::new();
-    rows.iter().for_each(|row| by_number.entry(landings.number(row.landing)).or_default().push(row));
-    let inserts: Vec<_> = by_number
-        .into_iter()
-        .map(|(number, rows)| {
-            let table = landings.name(number);
-            let begun = begun.remove(&table);
-            async move {
-                let span = tracing::info_span!("INSERT", table);
-                (number, insert_rows(warehouse, &table, &rows, is_alone, begun).instrument(span).await)
-            }
-        })
-        .collect();
-    // All rows of these tables were stored already.
-    end(warehouse, begun);
-    futures::future::join_all(inserts).await.into_iter().collect()
-}
-
-/// Writes rows into one landing table.
-async fn insert_rows(warehouse: &Warehouse, table: &str, rows: &[&Row], is_alone: bool, begun: Option<Begun>) -> Result<(), Error> {
-    let (bytes, name) = (rows.iter().map(|row| row.encoded_len()).sum(), insert_name(table));
-    let (since, has_begun) = (Instant::now(), begun.is_some());
-    if let Some(begun) = begun {
-        match warehouse.finish(begun, pieces(rows, bytes, |row, out| row.encode(out, false))).await {
-            Err(error) if since.elapsed() > RETRY_FOR => return Err(error),
-            Err(why) => tracing::debug!(%why, table, "an INSERT that was begun early is tried again as a whole"),
-            Ok(()) => return Ok(()),
-        }
-    }
-    // An INSERT that failed may have stored all or some: from then on the rows are none that come for the first time.
-    let is_sent = AtomicBool::new(has_begun);
-    retried(warehouse, || async {
-        warehouse.ensure_landing(table).await?;
-        let is_again = is_sent.swap(true, Ordering::Relaxed);
-        let insert = landing_insert(table, &name, bytes, is_alone);
-        warehouse.insert(insert, pieces(rows, bytes, |row, out| row.encode(out, is_again))).await
-    })
-    .await
-}
-
-/// Rows as they are inserted, in pieces: each is on its way while it is still in the processor's cache, and its memory is used again.
-/// All together are `bytes`, about.
-pub(super) fn pieces(rows: &[&Row], bytes: usize, encode: impl Fn(&Row, &mut Vec<u8>)) -> impl Iterator<Item = Bytes> {
-    let mut rows = rows.iter();
-    std::iter::from_fn(move || {
-        let first = rows.next()?;
-        let mut piece = Vec::with_capacity(bytes.min(PIECE + PIECE / 8));
-        encode(first, &mut piece);
-        while piece.len() < PIECE
-            && let Some(row) = rows.next()
-        {
-            encode(row, &mut piece);
-        }
-        Some(piece.into())
-    })
-}
-
 async fn insert_rejects(warehouse: &Warehouse, rows: Bytes) -> Result<(), Error> {
     if rows.is_empty() {
         return Ok(());
@@ -517,30 +406,4 @@ async fn insert_rejects(warehouse: &Warehouse, rows: Bytes) -> Result<(), Error>
     let (columns, bytes) = (REJECT_COLUMNS, rows.len());
     let insert = Insert { table: "rejects", columns, bytes, name: "kubemeter-rejects", deadline: INSERT, is_alone: false };
     retried(warehouse, || warehouse.insert(insert, std::iter::once(rows.clone()))).await
-}
-
-/// Tries a call again, the same each time, while ClickHouse says "not now" and for a bounded time.
-pub(super) async fn retried<T, F: Future<Output = Result<T, Error>>>(
-    warehouse: &Warehouse,
-    mut call: impl FnMut() -> F,
-) -> Result<T, Error> {
-    let until = Instant::now() + RETRY_FOR;
-    let mut pause = Duration::from_millis(50);
-    loop {
-        let error = match call().await {
-            Ok(done) => return Ok(done),
-            Err(error) => error,
-        };
-        match error {
-            // ClickHouse lost its tables (restored, or another one): make them again.
-            Error::UnknownTable(_) => drop(warehouse.ensure_bootstrap().await?),
-            Error::Unavailable(_) => {}
-            Error::Refused(_) => return Err(error),
-        }
-        if Instant::now() + pause > until {
-            return Err(error);
-        }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(Duration::from_secs(1));
-    }
 }

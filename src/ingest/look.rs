@@ -7,7 +7,7 @@ use foldhash::fast::RandomState;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::commit::retried;
+use super::land::retried;
 use super::seen::Seen;
 use super::whole::Whole;
 use crate::warehouse::{Claim, Error, IdentityPart, IdentityTable, Warehouse};

@@ -23,6 +23,7 @@
 mod claim;
 mod commit;
 mod judge;
+mod land;
 mod look;
 mod seen;
 mod whole;
