@@ -9,8 +9,8 @@
 //! Of all who claim an identity one at most sees no other claim: the first one, if it looks before the second claims. It
 //! alone writes a *first sending*, once; everybody else's rows say that there may be others ([`crate::warehouse::row`]).
 
-use super::land::{INSERT, pieces, retried};
 use super::look::{Claims, Lookup};
+use super::send::{INSERT, pieces, retried};
 use crate::warehouse::row::{IDENTITY_COLUMNS, Row};
 use crate::warehouse::{Error, Insert, Warehouse};
 

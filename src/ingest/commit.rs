@@ -12,8 +12,8 @@ use tracing::{Instrument as _, Span};
 use uuid::Uuid;
 
 use super::claim::claim;
-use super::land::{INSERT, begin, end, insert_landings, retried, with_new_events};
 use super::look::{Ids, Lookup};
+use super::send::{INSERT, begin, end, insert_landings, retried, with_new_events};
 use crate::event::put_bytes;
 use crate::telemetry::Metrics;
 use crate::warehouse::row::{Row, put_uuid};
@@ -34,6 +34,7 @@ const ROUND_BYTES: usize = 32 * 1_024 * 1_024;
 const LINGER: Duration = Duration::from_millis(100);
 /// How long after a round without another one what other gateways stored is looked at.
 const IDLE: Duration = Duration::from_secs(2);
+
 /// An event that was refused, to be kept.
 #[derive(Clone, Debug)]
 pub struct Reject {

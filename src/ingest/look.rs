@@ -7,8 +7,8 @@ use foldhash::fast::RandomState;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::land::retried;
 use super::seen::Seen;
+use super::send::retried;
 use super::whole::Whole;
 use crate::warehouse::{Claim, Error, IdentityPart, IdentityTable, Warehouse};
 

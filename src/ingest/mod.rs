@@ -23,9 +23,9 @@
 mod claim;
 mod commit;
 mod judge;
-mod land;
 mod look;
 mod seen;
+mod send;
 mod whole;
 
 pub use commit::{CommitError, Committer, Reject, Submission};
