@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::claim::claim;
 use super::look::{Ids, Lookup};
-use super::send::{INSERT, begin, end, insert_landings, retried, with_new_events};
+use super::send::{INSERT, begin, end, insert_events, insert_landings, retried, with_new_events};
 use crate::event::put_bytes;
 use crate::telemetry::Metrics;
 use crate::warehouse::row::{Row, put_uuid};
@@ -269,6 +269,8 @@ struct Settled {
     block: Option<u64>,
     /// Whether an identity comes twice among the rows.
     has_twice: bool,
+    /// Claimed but not stored: rows of these go to `events` first, and from there, like all that is written again, to all tables.
+    completed: Ids,
     /// Stored events to write again, by namespace and type.
     again: HashMap<(String, String), Vec<u128>>,
 }
@@ -289,7 +291,7 @@ async fn settle(warehouse: &Warehouse, lookup: &mut Lookup, round: &mut [Waiting
     let in_round: HashMap<u128, StoredKey> =
         firsts.iter().filter(|row| twice.contains(&row.identity)).map(|row| (row.identity, row.key())).collect();
     let landings = warehouse.ensure_bootstrap().await?;
-    let mut settled = Settled { landings, block, has_twice: !twice.is_empty(), again: HashMap::new() };
+    let mut settled = Settled { landings, block, has_twice: !twice.is_empty(), completed: Ids::default(), again: HashMap::new() };
     if claimed.is_empty() && in_round.is_empty() {
         return Ok(settled);
     }
@@ -297,7 +299,6 @@ async fn settle(warehouse: &Warehouse, lookup: &mut Lookup, round: &mut [Waiting
     let before: Vec<u128> = claimed.keys().copied().collect();
     let stored = if before.is_empty() { HashMap::new() } else { warehouse.stored_among(&before).await? };
     let written = lookup.written_among(&claimed).await?;
-    let now_us = if stored.len() == before.len() { 0 } else { warehouse.now_us().await? };
     for Waiting { submission, refused, repeats, .. } in round {
         let mut at = 0;
         submission.rows.retain_mut(|row| {
@@ -308,13 +309,16 @@ async fn settle(warehouse: &Warehouse, lookup: &mut Lookup, round: &mut [Waiting
             // Its one row is that of the round that claimed it, and ClickHouse has confirmed all INSERTs of that round: no
             // table lacks it. Had it been purged and completed since, or cancelled, its row would be another.
             let is_everywhere = stored.get(&row.identity) == Some(&true) && written.contains(&row.identity);
+            let mut write_again = |row: &Row| {
+                let of = (row.namespace.to_string(), row.event.attributes.event_type().to_owned());
+                settled.again.entry(of).or_default().push(row.identity);
+                *repeats = true;
+            };
             match key {
                 // What is stored stays as it is.
                 Some(_) if is_everywhere => false,
                 Some(_) if is_stored && same_type => {
-                    let ids = settled.again.entry((row.namespace.to_string(), row.event.attributes.event_type().to_owned())).or_default();
-                    ids.push(row.identity);
-                    *repeats = true;
+                    write_again(row);
                     false
                 }
                 Some(_) if is_stored => false,
@@ -324,7 +328,9 @@ async fn settle(warehouse: &Warehouse, lookup: &mut Lookup, round: &mut [Waiting
                     false
                 }
                 Some(key) => {
-                    row.complete(key, now_us);
+                    row.complete(key);
+                    settled.completed.insert(row.identity);
+                    write_again(row);
                     true
                 }
                 None => {
@@ -353,6 +359,7 @@ async fn write(warehouse: &Warehouse, round: Vec<Waiting>, settled: Settled, beg
         let mut seen = Ids::default();
         rows.retain(|row| seen.insert(row.identity));
     }
+    let (completing, rows): (Vec<&Row>, Vec<&Row>) = rows.into_iter().partition(|row| settled.completed.contains(&row.identity));
     // The look after the claims found them in the one table of identities that this gateway knows, so the database is that in which
     // the INSERTs were begun. One that was dropped meanwhile would take their rows, and say so.
     let begun = if settled.block.is_some() {
@@ -364,13 +371,13 @@ async fn write(warehouse: &Warehouse, round: Vec<Waiting>, settled: Settled, beg
     let (landed, rejects, again) = tokio::join!(
         insert_landings(warehouse, settled.landings, &rows, round.len() == 1, begun),
         insert_rejects(warehouse, kept.into()),
-        write_again(warehouse, settled.again)
+        write_again(warehouse, &completing, settled.again)
     );
-    drop(rows);
+    drop((rows, completing));
     answer(round, |Waiting { submission, repeats, .. }| {
         // The acknowledgement: every landing table of the request has confirmed. Rows of one identity are of one type, so
         // one that another request's row stood for has the same table.
-        for row in &submission.rows {
+        for row in submission.rows.iter().filter(|row| !settled.completed.contains(&row.identity)) {
             match landed.get(&settled.landings.number(row.landing)) {
                 Some(Ok(())) => {}
                 Some(Err(error)) => return Err(error.clone()),
@@ -385,7 +392,9 @@ async fn write(warehouse: &Warehouse, round: Vec<Waiting>, settled: Settled, beg
     landed.values().all(Result::is_ok)
 }
 
-async fn write_again(warehouse: &Warehouse, again: HashMap<(String, String), Vec<u128>>) -> Result<(), Error> {
+/// Stores what was claimed but not stored, and writes that and what was stored before to all tables.
+async fn write_again(warehouse: &Warehouse, completing: &[&Row], again: HashMap<(String, String), Vec<u128>>) -> Result<(), Error> {
+    insert_events(warehouse, completing).await?;
     for ((namespace, event_type), ids) in again {
         retried(warehouse, || warehouse.write_again(&namespace, &event_type, &ids)).await?;
     }

@@ -6,11 +6,12 @@
 //!                                                 2. claim the new ones, and see who else did   ([`claim`])
 //!                                                 3. every row takes the key of its identity; what is stored is left out
 //!                                                 4. one INSERT per landing table, retried as it is; begun without rows at 1.,
-//!                                                    so that ClickHouse analyses its views meanwhile
+//!                                                    so that ClickHouse analyses its views meanwhile. What was claimed
+//!                                                    before and not stored goes to `events` first ([`crate::warehouse::row`])
 //! request ◄──────────────── answer ◄──────────────5. tell every request of the round
 //! ```
 //! # Acknowledgement
-//! A request is told Ok only after step 4 returned Ok for every landing table that has rows of it.
+//! A request is told Ok only after every INSERT of step 4 that has rows of it returned Ok.
 //!
 //! # Identity
 //! (namespace, source, id), hashed to 128 bits. The first who claims it decides its key: type, subject and time. Rows of

@@ -45,7 +45,7 @@ pub(super) async fn begin(warehouse: &Warehouse, tables: HashMap<String, usize>,
         return HashMap::new();
     }
     let begin = tables.into_iter().map(|(table, bytes)| async move {
-        let begun = warehouse.begin(landing_insert(&table, &insert_name(&table), bytes, is_alone)).await;
+        let begun = warehouse.begin(event_insert(&table, &insert_name(&table), bytes, is_alone)).await;
         Some((table, begun?))
     });
     futures::future::join_all(begin).await.into_iter().flatten().collect()
@@ -59,7 +59,7 @@ pub(super) fn end(warehouse: &Warehouse, begun: HashMap<String, Begun>) {
     }
 }
 
-const fn landing_insert<'a>(table: &'a str, name: &'a str, bytes: usize, is_alone: bool) -> Insert<'a> {
+const fn event_insert<'a>(table: &'a str, name: &'a str, bytes: usize, is_alone: bool) -> Insert<'a> {
     Insert { table, columns: COLUMNS, bytes, name, deadline: INSERT, is_alone }
 }
 
@@ -105,10 +105,20 @@ async fn insert_rows(warehouse: &Warehouse, table: &str, rows: &[&Row], is_alone
     retried(warehouse, || async {
         warehouse.ensure_landing(table).await?;
         let is_again = is_sent.swap(true, Ordering::Relaxed);
-        let insert = landing_insert(table, &name, bytes, is_alone);
+        let insert = event_insert(table, &name, bytes, is_alone);
         warehouse.insert(insert, pieces(rows, bytes, |row, out| row.encode(out, is_again))).await
     })
     .await
+}
+
+/// Writes rows to `events` alone.
+pub(super) async fn insert_events(warehouse: &Warehouse, rows: &[&Row]) -> Result<(), Error> {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let (bytes, name) = (rows.iter().map(|row| row.encoded_len()).sum(), insert_name("events"));
+    let insert = event_insert("events", &name, bytes, false);
+    retried(warehouse, || warehouse.insert(insert, pieces(rows, bytes, |row, out| row.encode(out, false)))).await
 }
 
 /// Rows as they are inserted, in pieces: each is on its way while it is still in the processor's cache, and its memory is used again.

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use uuid::Uuid;
 
 use super::client::Rows;
-use super::row::{COLUMNS, VERSION_MARK};
+use super::row::{COLUMNS, turned_sql};
 use super::schema::Landing;
 use super::select::{NIL, Statement};
 use super::{Error, Warehouse, insert_name};
@@ -107,7 +107,7 @@ impl Warehouse {
     /// # Errors
     /// See [`Error`].
     pub async fn write_tombstones(&self, namespace: &str, id: Uuid) -> Result<(), Error> {
-        self.rewrite(namespace, id, NIL, "{cancellation:UUID}").await
+        self.rewrite(namespace, id, true).await
     }
 
     /// Makes the events that a cancellation made not count, count again.
@@ -115,14 +115,14 @@ impl Warehouse {
     /// # Errors
     /// See [`Error`].
     pub async fn write_reverts(&self, namespace: &str, id: Uuid) -> Result<(), Error> {
-        self.rewrite(namespace, id, "{cancellation:UUID}", NIL).await
+        self.rewrite(namespace, id, false).await
     }
 
-    /// Writes the events of a cancellation whose state is `from` again with the state `to` and a greater version: above
-    /// every arrival's, above that of the row it replaces, and by ClickHouse's clock. A gateway's own clock may be behind that of one
-    /// whose cancellation was cut off when a Meter had heard of it and `events` had not: its row would then stay the greatest there.
-    /// Those that are in that state already are written too: when it was cut off before, some tables may not have heard.
-    async fn rewrite(&self, namespace: &str, id: Uuid, from: &str, to: &str) -> Result<(), Error> {
+    /// Cancels the events of a cancellation that count, or lets those count that it cancelled: in `events` first, and then, as they are
+    /// there by now, in all tables ([`VERSION_MARK`](super::row::VERSION_MARK)). Those that are in that state already are written too: when
+    /// it was cut off before, some tables may not have heard.
+    async fn rewrite(&self, namespace: &str, id: Uuid, is_cancelled: bool) -> Result<(), Error> {
+        let (from, to) = if is_cancelled { (NIL, "{cancellation:UUID}") } else { ("{cancellation:UUID}", NIL) };
         self.on_every_replica("events").await?;
         self.on_every_replica("cancelled_events").await?;
         let (noted, events) = (self.table("cancelled_events"), self.table("events"));
@@ -133,27 +133,22 @@ impl Warehouse {
             .bind("cancellation", id.to_string())
             .rows()
             .await?;
-        let version = VERSION_MARK + self.now_us().await?.unsigned_abs();
-        debug_assert!(version > VERSION_MARK, "a cancellation takes the place of every sending, whenever that comes");
+        let write = async |table: &str, event_type: &str, version: &str, state: &str| {
+            let sql = format!(
+                "INSERT INTO {} ({COLUMNS}) SELECT namespace, type, subject, time, id, source, event_id, received, data, {version}, {to} \
+                 FROM {events} FINAL WHERE namespace = {{namespace:String}} AND type = {{type:String}} AND cancellation = {state} \
+                 AND (subject, time, id) IN (SELECT subject, time, id FROM {noted} WHERE {of_cancellation} AND type = {{type:String}})",
+                self.table(table)
+            );
+            let query = self.query(&sql).bind("namespace", namespace).bind("cancellation", id.to_string()).bind("type", event_type);
+            query.within(LONG).named(&insert_name(table)).run().await
+        };
         for event_type in types {
             let landing = self.ensure_bootstrap().await?.table(Landing::of(namespace, &event_type));
             self.ensure_landing(&landing).await?;
-            let sql = format!(
-                "INSERT INTO {} ({COLUMNS}) SELECT namespace, type, subject, time, id, source, event_id, received, data, \
-                 greatest(version + 1, {{version:UInt64}}), {to} FROM {events} FINAL \
-                 WHERE namespace = {{namespace:String}} AND type = {{type:String}} AND cancellation IN ({from}, {to}) AND (subject, time, id) IN \
-                 (SELECT subject, time, id FROM {noted} WHERE {of_cancellation} AND type = {{type:String}})",
-                self.table(&landing)
-            );
-            self.query(&sql)
-                .bind("namespace", namespace)
-                .bind("cancellation", id.to_string())
-                .bind("type", &event_type)
-                .bind("version", version)
-                .within(LONG)
-                .named(&insert_name(&landing))
-                .run()
-                .await?;
+            write("events", &event_type, &turned_sql(is_cancelled), from).await?;
+            self.on_every_replica("events").await?;
+            write(&landing, &event_type, "version", to).await?;
         }
         Ok(())
     }

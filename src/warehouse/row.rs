@@ -8,17 +8,20 @@ use super::StoredKey;
 use super::schema::Landing;
 use crate::event::{Event, put_bytes};
 
-/// Versions decide which row of equal keys counts: the greatest.
+/// Versions decide which row of equal keys counts: the greatest. No clock decides.
 ///
 /// | from | who | of several |
 /// |---|---|---|
-/// | [`VERSION_MARK`] up | cancellations and reverts | the later counts |
-/// | below [`VERSION_MARK`] | sendings that found their identity claimed, but nothing stored | the earlier counts, by ClickHouse's clock |
+/// | [`VERSION_MARK`] up | cancellations and reverts ([`turned_sql`]) | the later counts: each is above what it takes the place of |
+/// | [`ARRIVAL_MARK`] + [`AGAIN`] up | sendings that found their identity claimed, but nothing stored ([`Row::complete`]) | that with the greatest hash of its data |
 /// | [`ARRIVAL_MARK`] up | what the first sending stored, written again ([`written_again`]) | they are the same |
 /// | below [`ARRIVAL_MARK`] | the first sending: that which claimed the identity, in its first try | **there is one row at most** |
 ///
-/// A sending that found the event stored is not written: what is stored is written again to where it may be missing. So all
-/// tables agree on one row, whatever was cut off before and however senders change what they say.
+/// # `events` first
+/// Whatever is to take the place of another row is written to `events` first, alone, and from there, as it is by then, to all tables.
+/// So of two rows of a key of which a Meter's table has one that is none of a first sending, `events` has that one or a greater, whatever was
+/// cut off where: to make all tables agree it is enough to write again what `events` has, which everything that comes again does. A sending
+/// that found the event stored is not written at all.
 ///
 /// Every row but the first one of a key lies at [`ARRIVAL_MARK`] or above. So a key none of whose rows does so has one row,
 /// and a question need not look for others ([`super::counted`]).
@@ -30,10 +33,12 @@ pub const AGAIN: u64 = 1 << 60;
 
 /// More than any clock says, µs since 1970: after the year 9999.
 const CLOCK_END: u64 = 1 << 58;
+/// Bits of a hash that are left out in a version, so that it lies below [`VERSION_MARK`].
+const HASH_SHIFT: u32 = 4;
 
 // What is written again lies above every first sending, one that completes above that, a cancellation above all.
 const _: () = assert!(ARRIVAL_MARK - CLOCK_END + AGAIN >= ARRIVAL_MARK);
-const _: () = assert!(ARRIVAL_MARK + AGAIN < VERSION_MARK - CLOCK_END);
+const _: () = assert!(ARRIVAL_MARK + AGAIN + (u64::MAX >> HASH_SHIFT) < VERSION_MARK);
 
 /// The version of a row with this version when it is written again.
 pub const fn written_again(version: u64) -> u64 {
@@ -43,6 +48,13 @@ pub const fn written_again(version: u64) -> u64 {
 /// [`written_again`] of the column `version`, in SQL.
 pub fn written_again_sql() -> String {
     format!("if(version < {ARRIVAL_MARK}, version + {AGAIN}, version)")
+}
+
+/// The version, in SQL, of a row that takes the place of one with the column `version`, because it was cancelled or its cancellation was
+/// reverted. Tombstones have even ones and reverts odd ones: were both to take the place of the same row, all tables would agree.
+pub fn turned_sql(is_cancelled: bool) -> String {
+    let next = format!("greatest(version, toUInt64({VERSION_MARK})) + 1");
+    format!("{next} + ({next} + {}) % 2", u8::from(!is_cancelled))
 }
 
 /// Columns of a landing table in the order in which [`encode`] writes them.
@@ -87,11 +99,13 @@ impl Row {
         self.event.attributes.set_subject(&key.subject);
     }
 
-    /// Makes the row take the place of what the first to claim its identity failed to store, at a time of ClickHouse's
-    /// clock, µs since 1970. Gateways' own clocks may differ.
-    pub fn complete(&mut self, key: &StoredKey, now_us: i64) {
+    /// Makes the row take the place of what the first to claim its identity failed to store. It must be written to `events` first
+    /// ([`VERSION_MARK`]).
+    pub fn complete(&mut self, key: &StoredKey) {
         self.adopt(key);
-        self.version = VERSION_MARK - now_us.unsigned_abs();
+        let mut data = Vec::with_capacity(self.event.data.encoded_len());
+        self.event.data.encode(&mut data);
+        self.version = ARRIVAL_MARK + AGAIN + (xxhash_rust::xxh3::xxh3_64(&data) >> HASH_SHIFT);
         debug_assert!((ARRIVAL_MARK..VERSION_MARK).contains(&self.version), "it lies above the first sending and below cancellations");
     }
 

@@ -121,14 +121,6 @@ impl Warehouse {
         self.run_all_ddl(statements).await
     }
 
-    /// ClickHouse's clock, µs since 1970.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub async fn now_us(&self) -> Result<i64, Error> {
-        self.query("SELECT toUnixTimestamp64Micro(now64(6))").one().await
-    }
-
     /// Names and comments of the tables and views with a prefix. On a cluster a view that a shard lacks is not there, and
     /// of comments that differ, because writing them was cut off, it is one: each step of a plan may run again.
     ///
@@ -250,8 +242,8 @@ impl Warehouse {
         self.query(&sql).bind("namespace", namespace).bind("customers", [customer].as_slice()).rows().await
     }
 
-    /// Writes or takes back a Customer's claims on subjects. The later counts, by ClickHouse's clock: that of an operator may be behind
-    /// its predecessor's.
+    /// Writes or takes back a Customer's claims on subjects. The later counts, whatever clocks say: its version is above all of this
+    /// Customer's before.
     ///
     /// # Errors
     /// See [`Error`].
@@ -265,11 +257,12 @@ impl Warehouse {
         is_deleted: bool,
     ) -> Result<(), Error> {
         let sql = format!(
-            "INSERT INTO {}.subjects (namespace, subject, customer, uid, created, version, is_deleted) SELECT {{namespace:String}}, \
+            "INSERT INTO {subjects} (namespace, subject, customer, uid, created, version, is_deleted) SELECT {{namespace:String}}, \
              arrayJoin({{subjects:Array(String)}}), {{customer:String}}, {{uid:UUID}}, fromUnixTimestamp64Milli({{created:Int64}}, 'UTC'), \
-             toUInt64(toUnixTimestamp64Micro(now64(6))), {{deleted:UInt8}}",
-            identifier(self.database())
+             1 + (SELECT max(version) FROM {subjects} WHERE namespace = {{namespace:String}} AND uid = {{uid:UUID}}), {{deleted:UInt8}}",
+            subjects = self.table("subjects")
         );
+        self.on_every_replica("subjects").await?;
         for subjects in subjects.chunks(SUBJECTS) {
             self.query(&sql)
                 .bind("namespace", namespace)

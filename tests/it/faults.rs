@@ -9,7 +9,7 @@ use kubemeter::event::{Form, parse};
 use kubemeter::ingest::{Judge, Judged};
 use kubemeter::metering::{CancelRequest, CancelTarget, Error, EventRef, Metering as _, Records as _, UsageQuery};
 use kubemeter::reconcile::Reconciler;
-use kubemeter::warehouse::row::COLUMNS;
+use kubemeter::warehouse::row::{ARRIVAL_MARK, COLUMNS, VERSION_MARK, turned_sql};
 use kubemeter::warehouse::schema::Landings;
 use kubemeter::warehouse::{Insert, Warehouse};
 use serde_json::{Value, json};
@@ -106,6 +106,41 @@ async fn an_insert_that_got_half_way_is_completed_by_the_next_sending() {
     }
 }
 
+/// Of sendings with different values one counts, and the same in every table, also when those before got to some of them only.
+#[tokio::test]
+async fn sendings_that_got_half_way_leave_all_tables_with_the_same_one() {
+    let lab = Lab::new();
+    let meter = lab.meter("sum", spec("t", Aggregation::Sum, Some("$.v"), &[])).await;
+    let meter = meter.status.unwrap().active.unwrap().table;
+    let (events, meter) = ("events".to_owned(), meter);
+    // Some tables take nothing.
+    let send = async |value: u32, broken: &[&String]| {
+        let alter = async |table: &String, what: &str| {
+            lab.warehouse.run_ddl(&format!("ALTER TABLE {} {what}", lab.warehouse.table(table))).await.unwrap();
+        };
+        for table in broken {
+            alter(table, "ADD CONSTRAINT broken CHECK subject != 's'").await;
+        }
+        let sent = event("e", "t", "s", TIME, json!({"v": value.to_string()}));
+        let sent = Lab::post_to(&lab.another_gateway(), &sent).await;
+        assert_eq!(sent.is_err(), !broken.is_empty(), "{value}");
+        for table in broken {
+            alter(table, "DROP CONSTRAINT broken").await;
+        }
+    };
+    send(1, &[&events, &meter]).await;
+    for value in [2, 3, 4] {
+        send(value, &[&events]).await;
+        assert_eq!(lab.number("sum").await, "0", "a Meter has what `events` has not");
+    }
+    send(5, &[&meter]).await;
+    send(6, &[&meter]).await;
+    send(7, &[]).await;
+    let listed = lab.service.list_events(&Lab::caller(), Default::default(), Default::default()).await.unwrap().items;
+    assert_eq!(listed.iter().map(|event| event.data.get()).collect::<Vec<_>>(), [r#"{"v":"5"}"#]);
+    assert_eq!(lab.number("sum").await, "5");
+}
+
 /// Of an event without a time of its own the next sending would have another time: its key is claimed before it is written.
 #[tokio::test]
 async fn an_event_without_time_has_its_key_before_its_insert() {
@@ -127,6 +162,24 @@ async fn an_event_without_time_has_its_key_before_its_insert() {
     let listed = lab.service.list_events(&Lab::caller(), Default::default(), Default::default()).await.unwrap().items;
     assert_eq!(listed.iter().map(|event| event.time.as_millisecond()).collect::<Vec<_>>(), [place]);
     assert_eq!(lab.number("count").await, "1");
+}
+
+/// Two who take the place of the same row at once do it differently: all tables agree who was it.
+#[tokio::test]
+async fn a_tombstone_and_a_revert_never_have_the_same_version() {
+    let lab = Lab::new();
+    let sql = format!(
+        "SELECT version, {} AS cancelled, {} AS reverted FROM \
+         (SELECT arrayJoin(arrayFlatMap(mark -> range(mark - 3, mark + 4), [100, {ARRIVAL_MARK}, {VERSION_MARK}])) AS version)",
+        turned_sql(true),
+        turned_sql(false)
+    );
+    let rows: Vec<(u64, u64, u64)> = lab.warehouse.query(&sql).rows().await.unwrap();
+    assert_eq!(rows.len(), 21);
+    for (version, cancelled, reverted) in rows {
+        assert!(cancelled > version.max(VERSION_MARK) && reverted > version.max(VERSION_MARK), "{version} {cancelled} {reverted}");
+        assert!(cancelled % 2 == 0 && reverted % 2 == 1, "{version} {cancelled} {reverted}");
+    }
 }
 
 /// A crash may come between the parts of a tombstone, or of its revert, too: the meter may not have heard of it.

@@ -46,7 +46,12 @@ fn full(table: &'static str, posts: Vec<Post>) -> Storm {
 pub fn all() -> Vec<(&'static str, History)> {
     let stored = Step::Post(post(&[event("e", 1)]));
     let half = |table| Storm { cancel: vec![event("e", 1).key()], ..full(table, Vec::new()) };
+    let by = |gateway, value| Post { gateway, ..post(&[event("e", value)]) };
     let histories = vec![
+        (
+            "of three sendings that came after each other, none whole, one counts in all tables",
+            vec![meter(), Step::Storm(Storm { again: vec![by(0, 1), by(1, 3)], ..full("events", vec![by(0, 1), by(1, 2)]) })],
+        ),
         ("a cancellation that did not reach a meter is done again", vec![meter(), stored.clone(), Step::Storm(half("meter_"))]),
         ("a cancellation that did not reach the events is done again", vec![meter(), stored.clone(), Step::Storm(half("events"))]),
         (
