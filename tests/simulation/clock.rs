@@ -1,32 +1,78 @@
-//! Clocks that are wrong: a library that is loaded before libc's and moves the real-time clock of one process.
+//! Clocks that are wrong, and jump: a library that is loaded before libc's and moves the real-time clock of one process by what a file
+//! says. ClickHouse reads its own past libc; nothing is decided by it.
 
+use std::ffi::OsString;
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 const SOURCE: &str = r#"
 #define _GNU_SOURCE
 #include <dlfcn.h>
+#include <fcntl.h>
+#include <stdint.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <time.h>
+#include <unistd.h>
+
+static const volatile int64_t *seconds;
+static int (*real)(clockid_t, struct timespec *);
+
+__attribute__((constructor)) static void begin(void) {
+    const char *file = getenv("CLOCK_OFFSET_FILE");
+    int opened = file ? open(file, O_RDONLY | O_CLOEXEC) : -1;
+    if (opened < 0) return;
+    void *mapped = mmap(0, sizeof *seconds, PROT_READ, MAP_SHARED, opened, 0);
+    if (mapped != MAP_FAILED) seconds = mapped;
+    close(opened);
+}
 
 int clock_gettime(clockid_t clock, struct timespec *time) {
-    static int (*real)(clockid_t, struct timespec *);
     if (!real) real = (int (*)(clockid_t, struct timespec *))dlsym(RTLD_NEXT, "clock_gettime");
     int result = real(clock, time);
-    const char *offset = getenv("CLOCK_OFFSET_SECONDS");
-    if (result == 0 && clock == CLOCK_REALTIME && offset) time->tv_sec += atol(offset);
+    if (result == 0 && clock == CLOCK_REALTIME && seconds) time->tv_sec += *seconds;
     return result;
 }
 "#;
 
-/// Makes the library in a folder, by the C compiler that building Kubemeter needs anyway.
-pub fn library(folder: &Path) -> PathBuf {
-    let (source, library) = (folder.join("clock.c"), folder.join("clock.so"));
-    if !library.exists() {
-        std::fs::write(&source, SOURCE).expect("a temporary file");
-        let compiler = std::env::var_os("CC").unwrap_or_else(|| "cc".into());
-        let made = Command::new(compiler).args(["-shared", "-fPIC", "-o"]).arg(&library).arg(&source).arg("-ldl").status();
-        assert!(made.expect("a C compiler").success(), "the library for wrong clocks can't be made");
+/// The clock of a process, which may be set while that runs.
+pub struct Clock {
+    file: PathBuf,
+    library: PathBuf,
+    offset: i64,
+}
+
+impl Clock {
+    /// A right one, of a process of a name. The library is made by the C compiler that building Kubemeter needs anyway.
+    pub fn new(folder: &Path, name: &str) -> Self {
+        let (source, library) = (folder.join("clock.c"), folder.join("clock.so"));
+        if !library.exists() {
+            std::fs::write(&source, SOURCE).expect("a temporary file");
+            let compiler = std::env::var_os("CC").unwrap_or_else(|| "cc".into());
+            let made = Command::new(compiler).args(["-shared", "-fPIC", "-O1", "-o"]).arg(&library).arg(&source).arg("-ldl").status();
+            assert!(made.expect("a C compiler").success(), "the library for wrong clocks can't be made");
+        }
+        let file = folder.join(format!("{name}.clock"));
+        std::fs::write(&file, 0_i64.to_ne_bytes()).expect("a temporary file");
+        Self { file, library, offset: 0 }
     }
-    library
+
+    /// Lets it be wrong by so many seconds from now on.
+    pub fn set(&mut self, offset: i64) {
+        self.offset = offset;
+        let file = File::options().write(true).open(&self.file).expect("it was made");
+        file.write_all_at(&offset.to_ne_bytes(), 0).expect("a temporary file");
+    }
+
+    /// By how many seconds it is wrong.
+    pub const fn offset(&self) -> i64 {
+        self.offset
+    }
+
+    /// What makes a process go by it.
+    pub fn environment(&self) -> [(&'static str, OsString); 2] {
+        [("LD_PRELOAD", self.library.clone().into()), ("CLOCK_OFFSET_FILE", self.file.clone().into())]
+    }
 }

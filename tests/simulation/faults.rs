@@ -1,9 +1,9 @@
 //! What goes wrong, and when: by bytes that have passed on the way to ClickHouse.
 
 use super::generate::Generator;
-use super::history::{GATEWAYS, Part, Post};
+use super::history::{GATEWAYS, Part, Post, SPACES, Step};
 use super::model::{Event, Key, Meter};
-use super::proxy::Direction;
+use super::proxy::{After, Direction};
 
 /// Posts, and perhaps a cancellation and an edit of a Meter, all at once and while things fail. Whatever is not answered
 /// is sent again when all works again.
@@ -17,6 +17,10 @@ pub struct Storm {
     pub revert: Option<usize>,
     pub cancel: Vec<Key>,
     pub edit: Option<(String, Meter)>,
+    /// What happens in the other namespace meanwhile. It is tried until it is done.
+    pub beside: Option<Box<Step>>,
+    /// Whose clock jumps, and by how many seconds it is wrong then.
+    pub clock: Option<(Part, i64)>,
     pub faults: Vec<Fault>,
     /// How long a sender waits before it takes its request for lost, ms.
     pub patience_ms: u64,
@@ -26,8 +30,8 @@ pub struct Storm {
 
 #[derive(Clone, Debug)]
 pub enum Fault {
-    /// On the way of a gateway or the operator to ClickHouse, after so many bytes.
-    Way { of: Part, direction: Direction, after: u64, what: What },
+    /// On the way of a gateway or the operator to ClickHouse.
+    Way { of: Part, direction: Direction, after: After, what: What },
     /// The disk is full for one of the tables.
     Full { table: Table },
 }
@@ -71,6 +75,9 @@ pub fn generate(from: &mut Generator) -> Storm {
     };
     let edit = (from.rng.u32(0..4) == 0).then(|| from.edited(space));
     let faults = (0..from.rng.usize(0..4)).map(|_| fault(from, edit.is_some())).collect();
+    let beside = (from.rng.u32(0..3) == 0).then(|| Box::new(from.beside((space + 1) % SPACES)));
+    // What comes beside has the time of its arrival by one clock.
+    let clock = (beside.is_none() && from.rng.u32(0..6) == 0).then(|| from.clock());
     Storm {
         space,
         posts,
@@ -78,6 +85,8 @@ pub fn generate(from: &mut Generator) -> Storm {
         cancel,
         revert,
         edit,
+        beside,
+        clock,
         faults,
         patience_ms: *from.one_of(&[300, 1_500, 10_000]),
         stall_ms: from.rng.u64(50..1_500),
@@ -104,7 +113,8 @@ fn fault(from: &mut Generator, edit: bool) -> Fault {
         _ => What::Kill(of),
     };
     let direction = if from.rng.bool() { Direction::Requests } else { Direction::Answers };
-    // A round of a gateway has a few kilobytes.
+    // A round of a gateway has a few kilobytes; an edit has some thirty statements.
     let most = if direction == Direction::Requests { 9_000 } else { 3_000 };
-    Fault::Way { of, direction, after: from.rng.u64(0..most), what }
+    let after = if of == Part::Operator { After::Messages(from.rng.u64(0..30)) } else { After::Bytes(from.rng.u64(0..most)) };
+    Fault::Way { of, direction, after, what }
 }

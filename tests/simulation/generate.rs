@@ -18,6 +18,8 @@ const AGGREGATIONS: &[&str] = &["Count", "Sum", "Min", "Max", "Average", "Unique
 pub struct Generator {
     pub rng: Rng,
     pub spaces: Vec<Memory>,
+    /// The namespace of all steps that are made now.
+    only: Option<usize>,
     edits: usize,
     pub ids: usize,
 }
@@ -32,7 +34,7 @@ pub struct Memory {
 impl History {
     /// The history of a seed.
     pub fn generate(seed: u64, length: usize) -> Self {
-        let mut generator = Generator { rng: Rng::with_seed(seed), spaces: Vec::new(), edits: 0, ids: 0 };
+        let mut generator = Generator { rng: Rng::with_seed(seed), spaces: Vec::new(), only: None, edits: 0, ids: 0 };
         generator.spaces.resize_with(SPACES, Memory::default);
         let steps = (0..length).map(|number| if number < 3 { generator.put_meter() } else { generator.step() });
         Self { seed, steps: steps.enumerate().collect() }
@@ -49,31 +51,55 @@ impl Generator {
             41..45 => Step::Revert { space: self.space(), gateway: self.gateway(), back: self.rng.usize(0..3) },
             45..48 => Step::Replay { space: self.space(), gateway: self.gateway(), one: self.rng.bool().then(|| self.rng.usize(0..3)) },
             48..57 => self.put_meter(),
-            57..60 => {
-                let (space, name) = (self.space(), self.pick(METERS));
-                self.spaces[space].meters.remove(&name);
-                Step::DropMeter { space, name, http: self.rng.bool() }
-            }
+            57..60 => self.drop_meter(),
             60..66 => self.put_customer(),
             66..69 => Step::DropCustomer { space: self.space(), name: self.pick(CUSTOMERS), http: self.rng.bool() },
             69..72 => Step::Restart { part: self.part(), kill: self.rng.bool() },
-            72..75 => Step::Clock { part: self.clocked(), offset: *self.one_of(&[-1_500, -2, 3, 1_500, 0]) },
+            72..75 => {
+                let (part, offset) = self.clock();
+                Step::Clock { part, offset }
+            }
             _ => Step::Storm(faults::generate(self)),
         }
     }
 
+    /// A step for a namespace beside a storm in the other.
+    pub fn beside(&mut self, space: usize) -> Step {
+        self.only = Some(space);
+        let step = match self.rng.u32(0..10) {
+            0 => Step::Post(self.post()),
+            1 => self.usage_command(),
+            2 => self.command(),
+            3 | 4 => self.cancel(),
+            5 => Step::Replay { space, gateway: self.gateway(), one: None },
+            6 => self.put_meter(),
+            7 => self.drop_meter(),
+            8 => self.put_customer(),
+            _ => Step::DropCustomer { space, name: self.pick(CUSTOMERS), http: self.rng.bool() },
+        };
+        self.only = None;
+        step
+    }
+
+    fn drop_meter(&mut self) -> Step {
+        let (space, name) = (self.space(), self.pick(METERS));
+        self.spaces[space].meters.remove(&name);
+        Step::DropMeter { space, name, http: self.rng.bool() }
+    }
+
     pub fn space(&mut self) -> usize {
-        self.rng.usize(0..SPACES)
+        let any = self.rng.usize(0..SPACES);
+        self.only.unwrap_or(any)
     }
 
     pub fn gateway(&mut self) -> usize {
         self.rng.usize(0..GATEWAYS)
     }
 
-    /// Whose clock is set wrong: ClickHouse's alone decides.
-    fn clocked(&mut self) -> Part {
+    /// A gateway or the operator, and by how many seconds its clock is to be wrong.
+    pub fn clock(&mut self) -> (Part, i64) {
         let gateway = Part::Gateway(self.gateway());
-        *self.one_of(&[gateway, gateway, Part::Operator])
+        (*self.one_of(&[gateway, gateway, Part::Operator]), *self.one_of(&[-1_500, -2, 3, 1_500, 0]))
     }
 
     pub fn one_of<'a, T>(&mut self, all: &'a [T]) -> &'a T {

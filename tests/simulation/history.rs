@@ -143,7 +143,7 @@ pub enum Step {
         part: Part,
         kill: bool,
     },
-    /// Starts a gateway or the operator again with a clock that is wrong by so many seconds.
+    /// Lets the clock of a gateway or of the operator be wrong by so many seconds from now on, while it runs.
     Clock {
         part: Part,
         offset: i64,

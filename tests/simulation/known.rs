@@ -1,11 +1,12 @@
-//! Small histories that went wrong once.
+//! Small histories: those that went wrong once, and edits whose operator ends between any two statements.
 
 use std::collections::BTreeMap;
 
-use super::faults::{Fault, Storm, Table};
+use super::faults::{Fault, Storm, Table, What};
 use super::history::{Coding, Form, History, Part, Post, Step};
 use super::json::{Json, members};
 use super::model::{Event, Meter};
+use super::proxy::{After, Direction};
 
 const KIND: &str = "storage";
 
@@ -19,16 +20,24 @@ fn post(events: &[Event]) -> Post {
     Post { space: 0, gateway: 0, form: Form::Array, coding: Coding::Plain, atomic: false, events: events.to_vec() }
 }
 
-fn meter() -> Step {
-    let meter = Meter {
+const METER: &str = "tokens";
+
+fn definition(edit: u64) -> Meter {
+    // Another group is another table: one that was there before would be taken up again.
+    let group = (format!("g{edit}"), members(&["g"]));
+    Meter {
         kind: KIND.to_owned(),
         aggregation: "Sum",
         value: Some(members(&["v"])),
-        groups: BTreeMap::new(),
-        unit: "u1".to_owned(),
+        groups: BTreeMap::from([group]),
+        unit: format!("u{edit}"),
         deletion_policy: "Delete",
-    };
-    Step::PutMeter { space: 0, name: "tokens".to_owned(), meter, http: true, during: None }
+    }
+}
+
+fn meter() -> Step {
+    let meter = Meter { groups: BTreeMap::new(), ..definition(1) };
+    Step::PutMeter { space: 0, name: METER.to_owned(), meter, http: true, during: None }
 }
 
 fn customer(subjects: &[&str]) -> Step {
@@ -39,7 +48,36 @@ fn customer(subjects: &[&str]) -> Step {
 /// A storm in which one table takes nothing.
 fn full(table: &'static str, posts: Vec<Post>) -> Storm {
     let (again, faults) = (posts.clone(), vec![Fault::Full { table: Table::Named(table) }]);
-    Storm { space: 0, posts, again, cancel: Vec::new(), revert: None, edit: None, faults, patience_ms: 10_000, stall_ms: 0 }
+    Storm {
+        space: 0,
+        posts,
+        again,
+        cancel: Vec::new(),
+        revert: None,
+        edit: None,
+        beside: None,
+        clock: None,
+        faults,
+        patience_ms: 10_000,
+        stall_ms: 0,
+    }
+}
+
+/// Edits of a Meter, in each of which the operator is killed before its statement of a number, from the first on.
+pub fn killed(statements: u64) -> History {
+    let months = ["2026-01", "2026-02", "2026-03"].map(|month| {
+        let time = Some(format!("{month}-01T00:00:00Z"));
+        Event { time, ..event(month, 1) }
+    });
+    let mut steps = vec![meter(), Step::Post(post(&months))];
+    for number in 0..statements {
+        let posts = vec![post(&[event(&format!("e{number}"), 1)])];
+        let (direction, what) = (Direction::Requests, What::Kill(Part::Operator));
+        let faults = vec![Fault::Way { of: Part::Operator, direction, after: After::Messages(number), what }];
+        let edit = Some((METER.to_owned(), definition(number)));
+        steps.push(Step::Storm(Storm { edit, faults, ..full("rejects", posts) }));
+    }
+    History { seed: 0, steps: steps.into_iter().enumerate().collect() }
 }
 
 /// Of each its name and its steps.

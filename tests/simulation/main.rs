@@ -70,6 +70,18 @@ async fn histories_are_lived_as_the_model_says() {
     }
 }
 
+/// More statements than an edit has.
+const STATEMENTS: u64 = 40;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_operator_killed_between_any_two_statements_of_an_edit_changes_no_number() {
+    let (at, history) = (AtomicUsize::new(0), known::killed(STATEMENTS));
+    let killed = run::live(&history, &at, false).await.unwrap_or_else(|why| panic!("at step {}: {why}", at.load(Ordering::SeqCst)));
+    eprintln!("the operator was killed {killed} times");
+    assert!(killed > 20, "an edit has more statements than {killed}");
+    assert!((killed as u64) < STATEMENTS, "an edit has more statements than {STATEMENTS}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_went_wrong_once_does_not_again() {
     let mut wrong = Vec::new();

@@ -10,7 +10,7 @@ use super::json::written;
 use super::model::{Customer, Meter};
 use super::run::{Life, compare, expect_status};
 use super::send;
-use super::world::Request;
+use super::world::{Answer, Request};
 use crate::support::eventually;
 
 impl Life {
@@ -28,7 +28,7 @@ impl Life {
                 false => Request::json(Method::POST, space, "/meters", &document),
             };
             let gateway = space % GATEWAYS;
-            expect_status(&self.world.answered(gateway, &request).await, if is_there { 200 } else { 201 })
+            expect_made(&self.world.answered(gateway, &request).await, is_there)
         };
         let from = self.now().0;
         let post = async {
@@ -49,9 +49,7 @@ impl Life {
     /// Waits until every gateway answers with a Meter as it is now.
     pub async fn settle_meter(&mut self, space: usize, name: &str, meter: &Meter) {
         eventually(&format!("Meter {name} is ready with unit {}", meter.unit), async || {
-            let object = self.world.object("Meter", space, name).await?;
-            let ready = is_settled(&object).filter(|ready| ready["status"] == "True");
-            ready.filter(|_| object["status"]["active"]["unit"] == meter.unit.as_str()).map(|_| ())
+            answers_with(&self.world.object("Meter", space, name).await?, meter).then_some(())
         })
         .await;
         for gateway in 0..GATEWAYS {
@@ -73,7 +71,7 @@ impl Life {
                 true => Request::json(Method::PUT, space, &format!("/customers/{name}"), &document),
                 false => Request::json(Method::POST, space, "/customers", &document),
             };
-            expect_status(&self.world.answered(0, &request).await, if is_there { 200 } else { 201 })?;
+            expect_made(&self.world.answered(0, &request).await, is_there)?;
         } else {
             self.world.put("Customer", space, name, &document).await;
         }
@@ -99,7 +97,9 @@ impl Life {
         };
         if http {
             let request = Request { method: Method::DELETE, ..Request::get(space, &path) };
-            expect_status(&self.world.answered(1, &request).await, if is_there { 202 } else { 404 })?;
+            let answer = self.world.answered(1, &request).await;
+            // A try before may have done it.
+            expect_status(&answer, if is_there && !(answer.tries > 1 && answer.status == 404) { 202 } else { 404 })?;
         } else if is_there {
             self.world.delete(kind, space, name).await;
         }
@@ -124,6 +124,15 @@ impl Life {
     }
 }
 
+/// The answer to a request that makes an object or puts another spec in its place.
+fn expect_made(answer: &Answer, is_there: bool) -> Result<(), String> {
+    match is_there {
+        true => expect_status(answer, 200),
+        // A try before may have done it.
+        false => expect_status(answer, if answer.tries > 1 && answer.status == 409 { 409 } else { 201 }),
+    }
+}
+
 /// A Meter's spec.
 pub fn spec(meter: &Meter) -> Value {
     let groups: BTreeMap<_, _> = meter.groups.iter().map(|(name, path)| (name, written(path))).collect();
@@ -136,6 +145,12 @@ pub fn spec(meter: &Meter) -> Value {
         spec["valueProperty"] = json!(written(path));
     }
     spec
+}
+
+/// Whether a Meter's status says that it is ready and answers with an edit.
+pub fn answers_with(object: &Value, meter: &Meter) -> bool {
+    let ready = is_settled(object).is_some_and(|ready| ready["status"] == "True");
+    ready && object["status"]["active"]["unit"] == meter.unit.as_str()
 }
 
 /// The `Ready` condition, if it speaks of the newest spec.

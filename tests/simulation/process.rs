@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use super::clock;
+use super::clock::Clock;
 use super::world::control_plane;
 
 /// How long a process may take to end when it is asked to.
@@ -17,7 +17,7 @@ pub struct Process {
     pub command: &'static str,
     pub url: String,
     pub port: u16,
-    pub offset: i64,
+    pub clock: Clock,
     pub log: PathBuf,
 }
 
@@ -37,12 +37,7 @@ impl Process {
         } else {
             command.arg("--insecure-no-auth");
         }
-        if self.offset != 0 {
-            command
-                .env("LD_PRELOAD", clock::library(self.log.parent().expect("it is in a folder")))
-                .env("CLOCK_OFFSET_SECONDS", self.offset.to_string());
-        }
-        command.env("KUBECONFIG", &control_plane().kubeconfig).stdin(Stdio::null());
+        command.envs(self.clock.environment()).env("KUBECONFIG", &control_plane().kubeconfig).stdin(Stdio::null());
         command.stdout(log.try_clone().expect("a file")).stderr(log);
         self.child = Some(command.spawn().expect("it was built"));
     }

@@ -15,6 +15,14 @@ pub enum Direction {
     Answers,
 }
 
+/// How much passes before.
+#[derive(Clone, Copy, Debug)]
+pub enum After {
+    Bytes(u64),
+    /// Requests or answers, of those that come at once.
+    Messages(u64),
+}
+
 /// What happens when the counted byte is about to pass.
 pub enum Event {
     /// Its connection ends there.
@@ -27,7 +35,7 @@ pub enum Event {
 
 struct Armed {
     direction: Direction,
-    left: u64,
+    left: After,
     event: Event,
 }
 
@@ -61,9 +69,14 @@ impl Proxy {
         format!("http://{}", self.address)
     }
 
-    /// Arms an event for when so many more bytes have passed.
-    pub fn arm(&self, direction: Direction, after: u64, event: Event) {
+    /// Arms an event for when so much more has passed.
+    pub fn arm(&self, direction: Direction, after: After, event: Event) {
         self.shared.lock().push(Armed { direction, left: after, event });
+    }
+
+    /// Whether something has not happened yet.
+    pub fn is_armed(&self) -> bool {
+        !self.shared.lock().is_empty()
     }
 
     /// Forgets what has not happened; what was stalled goes on. Tells how many had not happened.
@@ -95,9 +108,11 @@ impl Shared {
         let mut armed = self.lock();
         let mut due = None;
         for (index, waiting) in armed.iter_mut().enumerate().filter(|(_, waiting)| waiting.direction == direction) {
-            match usize::try_from(waiting.left) {
-                Ok(left) if left < bytes && due.is_none() => due = Some((index, left)),
-                _ => waiting.left = waiting.left.saturating_sub(bytes as u64),
+            match &mut waiting.left {
+                After::Messages(0) if due.is_none() => due = Some((index, 0)),
+                After::Bytes(left) if *left < bytes as u64 && due.is_none() => due = Some((index, *left as usize)),
+                After::Messages(left) => *left = left.saturating_sub(1),
+                After::Bytes(left) => *left = left.saturating_sub(bytes as u64),
             }
         }
         due.map(|(index, left)| (left, armed.swap_remove(index).event))

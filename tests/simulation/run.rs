@@ -3,6 +3,7 @@
 use std::any::Any;
 use std::collections::BTreeSet;
 use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
@@ -23,7 +24,7 @@ use super::{observe, send, storm};
 
 /// The product and what it ought to know.
 pub struct Life {
-    pub world: World,
+    pub world: Arc<World>,
     pub spaces: Vec<Space>,
     pub rng: Rng,
     /// Faults that came to pass.
@@ -37,7 +38,7 @@ pub async fn live(history: &History, at: &AtomicUsize, progress: bool) -> Result
     let _turn = TURN.lock().await;
     // First of all, for what ends or hangs this process with it.
     eprintln!("the history of seed {} begins", history.seed);
-    let mut life = Life { world: World::start().await, spaces: vec![Space::default(); SPACES], rng: Rng::new(), faults: 0 };
+    let mut life = Life { world: Arc::new(World::start().await), spaces: vec![Space::default(); SPACES], rng: Rng::new(), faults: 0 };
     let mut result = Ok(());
     for (number, step) in &history.steps {
         at.store(*number, Ordering::SeqCst);
@@ -50,7 +51,7 @@ pub async fn live(history: &History, at: &AtomicUsize, progress: bool) -> Result
             eprintln!("seed {} step {number}: {} in {} ms", history.seed, name(step), start.elapsed().as_millis());
         }
         if let Err(why) = done {
-            result = Err(format!("{why}\n{step:?}\n{}", life.world.log_ends()));
+            result = Err(format!("{why}\n{step:?}\n{}{}", life.world.objects().await, life.world.log_ends()));
             break;
         }
     }
@@ -73,6 +74,14 @@ fn name(step: &Step) -> String {
 
 impl Life {
     async fn step(&mut self, step: &Step) -> Result<(), String> {
+        for space in self.act(step).await? {
+            self.observe(space).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes a step; gives the namespaces that it had to do with.
+    pub async fn act(&mut self, step: &Step) -> Result<Vec<usize>, String> {
         let space = match step {
             Step::Post(post) => self.post(post).await.map(|()| post.space)?,
             Step::Usage { space, gateway, id, tenant, meter, value, dimensions, time } => {
@@ -102,12 +111,27 @@ impl Life {
             }
             Step::Clock { part, offset } => {
                 self.world.set_clock(*part, *offset);
-                self.world.revive().await;
+                self.faults += 1;
                 self.rng.usize(0..SPACES)
             }
-            Step::Storm(storm) => storm::run(self, storm).await.map(|()| storm.space)?,
+            Step::Storm(storm) => {
+                Box::pin(storm::run(self, storm)).await?;
+                return Ok(if storm.beside.is_some() { (0..SPACES).collect() } else { vec![storm.space] });
+            }
         };
-        self.observe(space).await
+        Ok(vec![space])
+    }
+
+    /// The same life for what happens beside a storm.
+    pub fn aside(&mut self) -> Self {
+        Self { world: Arc::clone(&self.world), spaces: self.spaces.clone(), rng: self.rng.fork(), faults: 0 }
+    }
+
+    /// Takes over what happened beside a storm, in all namespaces but the storm's.
+    pub fn take_back(&mut self, storm: usize, mut aside: Self) {
+        for space in (0..SPACES).filter(|space| *space != storm) {
+            std::mem::swap(&mut self.spaces[space], &mut aside.spaces[space]);
+        }
     }
 
     /// At the end also the namespaces that the last step had nothing to do with.

@@ -5,6 +5,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use reqwest::Method;
 use serde_json::json;
 
@@ -12,7 +13,7 @@ use super::faults::{Fault, Storm, Table, What};
 use super::history::{GATEWAYS, Part, Post};
 use super::meanwhile::{Asked, Span, Versions, judge};
 use super::model::{Event, Key, Outcome, Reject, Space, Version};
-use super::objects::spec;
+use super::objects::{answers_with, spec};
 use super::proxy;
 use super::run::{Life, compare};
 use super::usage::Query;
@@ -24,7 +25,7 @@ const QUESTIONS: usize = 40;
 
 /// Lives through a storm, and sends again whatever was not answered.
 pub async fn run(life: &mut Life, storm: &Storm) -> Result<(), String> {
-    let from = life.now().0;
+    let (start, clocks) = (Timestamp::now().as_millisecond(), life.world.clocks());
     let patience = Duration::from_millis(storm.patience_ms);
     let requests: Vec<Request> = storm.posts.iter().map(send::request).collect();
     let again: Vec<Request> = storm.again.iter().map(send::request).collect();
@@ -35,6 +36,7 @@ pub async fn run(life: &mut Life, storm: &Storm) -> Result<(), String> {
     let mut rng = life.rng.fork();
 
     let full = arm(life, storm).await;
+    let mut other = life.aside();
     let (world, model) = (&life.world, &life.spaces[storm.space]);
     let once = async |gateway: usize, request: &Request| {
         let answer = tokio::time::timeout(patience, world.ask(gateway, request)).await;
@@ -57,6 +59,14 @@ pub async fn run(life: &mut Life, storm: &Storm) -> Result<(), String> {
     let edited = async {
         if let Some((name, meter)) = &storm.edit {
             world.put("Meter", storm.space, name, &spec(meter)).await;
+            // What is to happen to the operator happens before the edit is done, or never.
+            let until = Instant::now() + patience;
+            while world.proxy(Part::Operator).is_armed()
+                && Instant::now() < until
+                && !world.object("Meter", storm.space, name).await.is_some_and(|object| answers_with(&object, meter))
+            {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
         }
     };
     let work = async {
@@ -65,7 +75,11 @@ pub async fn run(life: &mut Life, storm: &Storm) -> Result<(), String> {
         answers
     };
     let unstall = async {
-        tokio::time::sleep(Duration::from_millis(storm.stall_ms)).await;
+        tokio::time::sleep(Duration::from_millis(storm.stall_ms / 2)).await;
+        if let Some((part, offset)) = storm.clock {
+            world.set_clock(part, offset);
+        }
+        tokio::time::sleep(Duration::from_millis(storm.stall_ms / 2)).await;
         (0..GATEWAYS).map(Part::Gateway).chain([Part::Operator]).for_each(|part| world.proxy(part).unstall());
     };
     let questions = async {
@@ -82,15 +96,34 @@ pub async fn run(life: &mut Life, storm: &Storm) -> Result<(), String> {
             }
         }
     };
-    let ((posts, cancelled, reverted, ()), (), ()) = tokio::join!(work, unstall, questions);
+    let storming = async {
+        let ((posts, cancelled, reverted, ()), (), ()) = tokio::join!(work, unstall, questions);
+        (posts, cancelled, reverted, calm(life, full).await)
+    };
+    let beside = async {
+        match &storm.beside {
+            None => Ok(Vec::new()),
+            Some(step) => other.act(step).await,
+        }
+    };
+    let ((posts, cancelled, reverted, idle), beside) = tokio::join!(storming, beside);
 
-    let asked = asked.into_inner().expect("no panic");
+    let mut asked = asked.into_inner().expect("no panic");
+    // What nobody was told of may count, once, or not: before it is sent again.
+    for meter in model.meters.keys() {
+        let (query, began) = (during(observe::question(&mut rng, model, meter)), Instant::now());
+        let answer = world.answered(asked.len() % GATEWAYS, &observe::request(storm.space, &query)).await;
+        asked.push(Asked { query, span: Span { began, ended: Instant::now() }, answer });
+    }
     let before = life.spaces[storm.space].clone();
+    life.take_back(storm.space, other);
+    beside.map_err(|why| format!("beside the storm: {why}"))?;
     let spans: Vec<_> = posts.iter().map(|(answer, ended)| (answer.is_some(), Span { began, ended: *ended })).collect();
-    let idle = calm(life, full).await;
     life.faults += storm.faults.len().saturating_sub(idle);
     let answers = send_again(life, storm, &again, posts).await;
-    let versions = take(life, storm, from, &answers)?;
+    let (behind, ahead) = life.world.clocks();
+    let arrival = (start + clocks.0.min(behind), Timestamp::now().as_millisecond() + clocks.1.max(ahead));
+    let versions = take(life, storm, arrival, &answers)?;
     if let Some(request) = &cancel {
         let answer = again_until_answered(life, 1, request, cancelled).await;
         if answer.status != 200 {
@@ -201,8 +234,7 @@ struct Told {
 }
 
 /// Lets the model know of the storm's events.
-fn take(life: &mut Life, storm: &Storm, from: i64, told: &[Told]) -> Result<Versions, String> {
-    let arrival = (from, life.now().1);
+fn take(life: &mut Life, storm: &Storm, arrival: (i64, i64), told: &[Told]) -> Result<Versions, String> {
     let model = &mut life.spaces[storm.space];
     let mut sent: BTreeMap<Key, Vec<Version>> = BTreeMap::new();
     let tried_again = storm.again.iter().zip(told).filter(|(_, told)| told.again).map(|(post, _)| post);

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::sync::OnceCell;
 
+use super::clock::Clock;
 use super::history::{GATEWAYS, Part, SPACES};
 use super::process::Process;
 use super::proxy::Proxy;
@@ -74,9 +75,9 @@ impl World {
         let plane = control_plane();
         let client = plane.client().await;
         install_crds(&client).await;
+        let logs = tempfile::tempdir().expect("a temporary folder");
         let clickhouse = ClickHouse::start_own();
         let address = clickhouse.url().trim_start_matches("http://").parse().expect("an address");
-        let logs = tempfile::tempdir().expect("a temporary folder");
         let (mut spaces, mut processes, mut proxies) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..SPACES {
             spaces.push(plane.namespace().await);
@@ -84,8 +85,9 @@ impl World {
         for number in 0..=GATEWAYS {
             let proxy = Proxy::start(address).await;
             let command = if number == GATEWAYS { "operator" } else { "gateway" };
-            let log = logs.path().join(format!("{command}-{number}.log"));
-            processes.push(Process { child: None, command, url: proxy.url(), port: free_port(), offset: 0, log });
+            let name = format!("{command}-{number}");
+            let (clock, log) = (Clock::new(logs.path(), &name), logs.path().join(format!("{name}.log")));
+            processes.push(Process { child: None, command, url: proxy.url(), port: free_port(), clock, log });
             proxies.push(proxy);
         }
         let processes = processes.into_iter().map(|process| Arc::new(Mutex::new(process))).collect();
@@ -125,15 +127,14 @@ impl World {
         });
     }
 
-    /// Lets the next life of a gateway or of the operator have another clock.
+    /// Lets the clock of a gateway or of the operator be wrong by so many seconds from now on.
     pub fn set_clock(&self, part: Part, offset: i64) {
-        lock(&self.processes[place(part)]).offset = offset;
-        self.restart(part, true);
+        lock(&self.processes[place(part)]).clock.set(offset);
     }
 
     /// From and to, how far gateways' clocks are from ours, ms.
     pub fn clocks(&self) -> (i64, i64) {
-        let offsets: Vec<i64> = self.processes[..GATEWAYS].iter().map(|process| lock(process).offset * 1_000).collect();
+        let offsets: Vec<i64> = self.processes[..GATEWAYS].iter().map(|process| lock(process).clock.offset() * 1_000).collect();
         (offsets.iter().copied().min().unwrap_or_default(), offsets.iter().copied().max().unwrap_or_default())
     }
 
@@ -245,6 +246,19 @@ impl World {
                 }
             }
         }
+    }
+
+    /// What objects' statuses say.
+    pub async fn objects(&self) -> String {
+        let mut said = String::new();
+        for (space, kind) in (0..SPACES).flat_map(|space| ["Meter", "Customer"].map(|kind| (space, kind))) {
+            let listed = self.api(kind, space).list(&Default::default()).await.map(|list| list.items).unwrap_or_default();
+            for object in listed {
+                let name = object.metadata.name.unwrap_or_default();
+                said.push_str(&format!("--- {kind} {name} in namespace {space}: {}\n", object.data["status"]));
+            }
+        }
+        said
     }
 
     /// What processes wrote that they never should.
