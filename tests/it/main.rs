@@ -5,6 +5,7 @@
 mod support;
 
 mod again;
+mod begun;
 mod catalog;
 mod chart;
 mod chart_rights;

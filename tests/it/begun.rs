@@ -1,0 +1,174 @@
+//! INSERTs that are begun beside the claims: when there are any, and that none takes rows where they would be lost.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use kubemeter::api::Aggregation;
+use kubemeter::warehouse::row::COLUMNS;
+use kubemeter::warehouse::{Insert, Topology};
+use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, copy};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::lab::{Lab, event, new_database, options, spec};
+use crate::support::{ClickHouse, eventually};
+
+const TIME: &str = "2026-03-04T05:06:07Z";
+
+/// What a gateway asks of ClickHouse.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Asked {
+    Landing,
+    Claims,
+    Look,
+}
+
+/// A way to ClickHouse that tells what passes, and holds claims up until something is done.
+#[derive(Clone, Default)]
+struct Way {
+    asked: Arc<Mutex<Vec<Asked>>>,
+    /// Taken by the next claims: they pass when the other end of both was used.
+    held: Arc<Mutex<Option<(tokio::sync::oneshot::Sender<()>, tokio::sync::oneshot::Receiver<()>)>>>,
+    /// Whether ClickHouse knows no setting that INSERTs are begun with, as where its user may not set it.
+    refuses: bool,
+}
+
+impl Way {
+    /// Where it begins.
+    async fn to(&self, url: &str) -> String {
+        let to = url.trim_start_matches("http://").to_owned();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let from = format!("http://{}", listener.local_addr().unwrap());
+        let way = self.clone();
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let server = TcpStream::connect(&to).await.unwrap();
+                tokio::spawn(way.clone().pass(client, server));
+            }
+        });
+        from
+    }
+
+    async fn pass(self, client: TcpStream, server: TcpStream) {
+        let ((mut client, mut answers), (mut server_answers, mut server)) = (client.into_split(), server.into_split());
+        let back = tokio::spawn(async move { copy(&mut server_answers, &mut answers).await });
+        let mut buffer = vec![0; 64 * 1_024];
+        while let Ok(read @ 1..) = client.read(&mut buffer).await {
+            let text = String::from_utf8_lossy(&buffer[..read]);
+            let asked = match text.lines().next().unwrap_or_default() {
+                line if line.contains("INSERT+INTO") && line.contains("landing_") => Some(Asked::Landing),
+                line if line.contains("INSERT+INTO") && line.contains("identities") => Some(Asked::Claims),
+                _ if text.contains("min_block_number") => Some(Asked::Look),
+                _ => None,
+            };
+            self.asked.lock().unwrap().extend(asked);
+            let held = if asked == Some(Asked::Claims) { self.held.lock().unwrap().take() } else { None };
+            if let Some((came, go)) = held {
+                came.send(()).unwrap();
+                go.await.unwrap();
+            }
+            let mut bytes = buffer[..read].to_vec();
+            if self.refuses
+                && let Some(at) = bytes.windows(14).position(|name| name == b"max_query_size")
+            {
+                bytes[at] = b'x';
+            }
+            if server.write_all(&bytes).await.is_err() {
+                break;
+            }
+        }
+        back.abort();
+    }
+
+    fn forget(&self) {
+        self.asked.lock().unwrap().clear();
+    }
+
+    /// Whether an INSERT was begun before the look after the claims.
+    fn has_begun(&self) -> bool {
+        let asked = self.asked.lock().unwrap();
+        let place = |of| asked.iter().position(|asked| *asked == of).unwrap_or_else(|| panic!("{of:?} is not among {asked:?}"));
+        place(Asked::Landing) < place(Asked::Look)
+    }
+}
+
+/// A lab whose gateway reaches ClickHouse by a way, and begins INSERTs by now.
+async fn lab(way: &Way) -> Lab {
+    let database = new_database();
+    let lab = Lab::with(&options(&way.to(ClickHouse::shared().url()).await, &database, Topology::Single));
+    lab.meter("count", spec("t", Aggregation::Count, None, &[])).await;
+    let number = AtomicUsize::new(0);
+    // It must have read what is claimed.
+    eventually("INSERTs are begun", async || {
+        way.forget();
+        let id = format!("before {}", number.fetch_add(1, Ordering::SeqCst));
+        lab.post(&event(&id, "t", "s", TIME, json!({}))).await.unwrap();
+        way.has_begun().then_some(())
+    })
+    .await;
+    lab
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_do_not_go_to_a_database_that_was_dropped_when_their_insert_had_begun() {
+    let (way, direct) = (Way::default(), Lab::new());
+    let lab = lab(&way).await;
+    let ((came, comes), (go, goes)) = (tokio::sync::oneshot::channel(), tokio::sync::oneshot::channel());
+    *way.held.lock().unwrap() = Some((came, goes));
+    let dropping = async {
+        comes.await.unwrap();
+        // ClickHouse has begun it: it would write its rows to the tables that are dropped now, and confirm that, once another gateway
+        // has made all anew.
+        let running = "SELECT count() > 0 FROM system.processes WHERE query_id LIKE 'kubemeter-insert%' AND elapsed > 0.3 AND query LIKE {query:String}";
+        let query = format!("%{}%", lab.warehouse.database());
+        eventually("an INSERT has begun", async || {
+            direct.warehouse.query(running).bind("query", &query).one::<bool>().await.unwrap().then_some(())
+        })
+        .await;
+        direct.warehouse.run_ddl(&format!("DROP DATABASE `{}`", lab.warehouse.database())).await.unwrap();
+        let other = Lab::in_database(ClickHouse::shared().url(), lab.warehouse.database());
+        other.post(&event("other", "t", "s", TIME, json!({}))).await.unwrap();
+        go.send(()).unwrap();
+    };
+    let sent = event("e", "t", "s", TIME, json!({}));
+    let (posted, ()) = tokio::join!(lab.post(&sent), dropping);
+    assert_eq!(posted.unwrap().accepted, 1);
+    let stored: u64 = lab.warehouse.query(&format!("SELECT count() FROM {}", lab.warehouse.table("events"))).one().await.unwrap();
+    assert_eq!(stored, 2, "both were acknowledged");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_insert_is_begun_after_claims_that_failed() {
+    let way = Way::default();
+    let lab = lab(&way).await;
+    let post = async |id: &str| {
+        way.forget();
+        lab.post(&event(id, "t", "s", TIME, json!({}))).await
+    };
+    let identities = lab.warehouse.table("identities");
+    lab.warehouse.run_ddl(&format!("ALTER TABLE {identities} ADD CONSTRAINT broken CHECK subject != 's'")).await.unwrap();
+    post("e1").await.unwrap_err();
+    lab.warehouse.run_ddl(&format!("ALTER TABLE {identities} DROP CONSTRAINT broken")).await.unwrap();
+    post("e1").await.unwrap();
+    assert!(!way.has_begun(), "what had no place for claims has none for an INSERT that waits");
+    post("e2").await.unwrap();
+    assert!(way.has_begun(), "claims were made again");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_clickhouse_that_refuses_inserts_whose_rows_come_later_gets_them_as_a_whole() {
+    let way = Way { refuses: true, ..Way::default() };
+    let lab = Lab::with(&options(&way.to(ClickHouse::shared().url()).await, &new_database(), Topology::Single));
+    lab.meter("count", spec("t", Aggregation::Count, None, &[])).await;
+    let landing = lab.warehouse.ensure_bootstrap().await.unwrap().name(0);
+    let insert = Insert { table: &landing, columns: COLUMNS, bytes: 0, name: "begun", deadline: Duration::from_secs(9), is_alone: true };
+    let posted = AtomicUsize::new(0);
+    eventually("no INSERT is begun any more", async || {
+        let id = posted.fetch_add(1, Ordering::SeqCst).to_string();
+        assert_eq!(lab.post(&event(&id, "t", "s", TIME, json!({}))).await.unwrap().accepted, 1);
+        lab.warehouse.begin(insert).await.is_none().then_some(())
+    })
+    .await;
+    assert_eq!(lab.number("count").await, posted.into_inner().to_string());
+}
