@@ -297,7 +297,12 @@ async fn settle(warehouse: &Warehouse, lookup: &mut Lookup, round: &mut [Waiting
     }
 
     let before: Vec<u128> = claimed.keys().copied().collect();
-    let stored = if before.is_empty() { HashMap::new() } else { warehouse.stored_among(&before).await? };
+    let mut stored = if before.is_empty() { HashMap::new() } else { warehouse.stored_among(&before).await? };
+    if stored.len() < before.len() {
+        // Who completed them may have gone while ClickHouse still does it.
+        warehouse.await_completing().await?;
+        stored = warehouse.stored_among(&before).await?;
+    }
     let written = lookup.written_among(&claimed).await?;
     for Waiting { submission, refused, repeats, .. } in round {
         let mut at = 0;

@@ -11,7 +11,7 @@ use tracing::Instrument as _;
 use super::look::Lookup;
 use crate::warehouse::row::{COLUMNS, Row};
 use crate::warehouse::schema::Landings;
-use crate::warehouse::{Begun, Error, Insert, Topology, Warehouse, insert_name};
+use crate::warehouse::{Begun, COMPLETED, Error, Insert, Topology, Warehouse, insert_name};
 
 /// Bytes of rows that are sent at a time.
 const PIECE: usize = 128 * 1_024;
@@ -116,7 +116,7 @@ pub(super) async fn insert_events(warehouse: &Warehouse, rows: &[&Row]) -> Resul
     if rows.is_empty() {
         return Ok(());
     }
-    let (bytes, name) = (rows.iter().map(|row| row.encoded_len()).sum(), insert_name("events"));
+    let (bytes, name) = (rows.iter().map(|row| row.encoded_len()).sum(), insert_name(COMPLETED));
     let insert = event_insert("events", &name, bytes, false);
     retried(warehouse, || warehouse.insert(insert, pieces(rows, bytes, |row, out| row.encode(out, false)))).await
 }

@@ -1,10 +1,10 @@
 //! cancelUsageEvents and its revert.
 //!
 //! # Tombstones
-//! A cancellation is a row with the key of its event, a greater version and the cancellation's id, written through the
-//! landing table, so that the raw table and every meter agree after one statement. What it hits is first written down
+//! A cancellation is a row with the key of its event, a greater version and the cancellation's id, written to `events` and from
+//! there through the landing table, so that every meter agrees with it. What it hits is first written down
 //! (`cancelled_events`); both it and its revert go by that list, so either may be cut off and done again. A cancellation
-//! that comes again is a new one, which finishes those that it finds first.
+//! that comes again is a new one, which first spreads those that it finds.
 
 use jiff::Timestamp;
 use uuid::Uuid;
@@ -14,12 +14,16 @@ use super::{Service, invalid};
 use crate::event::identity;
 use crate::metering::{Caller, CancelRequest, CancelTarget, CancellationRecord, Cancelled, Error, EventRef};
 use crate::registry::Registry;
+use crate::warehouse::row::Turn;
 use crate::warehouse::select::{self, Source};
 
 impl<R: Registry> Service<R> {
     pub(super) async fn cancel(&self, caller: &Caller, request: CancelRequest) -> Result<Cancelled, Error> {
         let namespace = caller.namespace.as_str();
         self.warehouse.ensure_bootstrap().await?;
+        if !request.dry_run {
+            self.warehouse.await_turns().await?;
+        }
         let id = Uuid::now_v7();
         let (target, not_found) = match &request.target {
             CancelTarget::Events(events) => self.by_identity(namespace, events).await?,
@@ -41,7 +45,7 @@ impl<R: Registry> Service<R> {
         let cancelled = to_the_end(async move {
             // A sending before this one may have been cut off when the raw table had heard of it and a meter had not.
             for before in warehouse.cancellations_of(target.clone()).await? {
-                warehouse.write_tombstones(&namespace, before).await?;
+                warehouse.spread(&namespace, before).await?;
             }
             let cancelled = warehouse.note_to_cancel(target, &namespace, id).await?;
             let (created_at, reason) = (Timestamp::now(), request.reason);
@@ -55,7 +59,11 @@ impl<R: Registry> Service<R> {
                 reverted_by: None,
             };
             warehouse.write_cancellation(&namespace, &record).await?;
-            warehouse.write_tombstones(&namespace, id).await?;
+            warehouse.turn(&namespace, Turn { cancellation: id, is_cancelled: true }).await?;
+            // Who reverted it in between found nothing to revert.
+            if warehouse.cancellation(&namespace, id).await?.is_some_and(|record| record.reverted_at.is_some()) {
+                warehouse.turn(&namespace, Turn { cancellation: id, is_cancelled: false }).await?;
+            }
             Ok(cancelled)
         })
         .await?;
@@ -74,8 +82,9 @@ impl<R: Registry> Service<R> {
         };
         let (warehouse, namespace) = (self.warehouse.clone(), namespace.to_owned());
         to_the_end(async move {
-            warehouse.write_reverts(&namespace, id).await?;
+            // Its record first: a cancellation that still writes looks at it when it has.
             warehouse.write_cancellation(&namespace, &record).await?;
+            warehouse.turn(&namespace, Turn { cancellation: id, is_cancelled: false }).await?;
             Ok(record)
         })
         .await

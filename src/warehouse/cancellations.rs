@@ -8,14 +8,18 @@ use serde::Deserialize;
 use uuid::Uuid;
 
 use super::client::Rows;
-use super::row::{COLUMNS, turned_sql};
+use super::row::{COLUMNS, Turn, written_again_sql};
 use super::schema::Landing;
 use super::select::{NIL, Statement};
-use super::{Error, Warehouse, insert_name};
+use super::{Error, Query, Warehouse, insert_name};
 use crate::metering::CancellationRecord;
 
 /// Deadline of a statement that may touch many events.
 const LONG: Duration = Duration::from_secs(300);
+/// A cancellation, bound.
+const CANCELLATION: &str = "{cancellation:UUID}";
+/// What statements are named after that cancel events in `events`, or let them count again.
+const TURNED: &str = "turned";
 
 #[derive(Row, Deserialize)]
 struct Stored {
@@ -102,55 +106,80 @@ impl Warehouse {
         Ok(found.iter().filter_map(|id| Uuid::parse_str(id).ok()).collect())
     }
 
-    /// Makes the events that a cancellation hits not count.
+    /// Waits for what runs of earlier cancellations and reverts, though those who wanted it may have gone, until all replicas have it.
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn write_tombstones(&self, namespace: &str, id: Uuid) -> Result<(), Error> {
-        self.rewrite(namespace, id, true).await
-    }
-
-    /// Makes the events that a cancellation made not count, count again.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub async fn write_reverts(&self, namespace: &str, id: Uuid) -> Result<(), Error> {
-        self.rewrite(namespace, id, false).await
-    }
-
-    /// Cancels the events of a cancellation that count, or lets those count that it cancelled: in `events` first, and then, as they are
-    /// there by now, in all tables ([`VERSION_MARK`](super::row::VERSION_MARK)). Those that are in that state already are written too: when
-    /// it was cut off before, some tables may not have heard.
-    async fn rewrite(&self, namespace: &str, id: Uuid, is_cancelled: bool) -> Result<(), Error> {
-        let (from, to) = if is_cancelled { (NIL, "{cancellation:UUID}") } else { ("{cancellation:UUID}", NIL) };
+    pub async fn await_turns(&self) -> Result<(), Error> {
+        self.await_named(&insert_name(TURNED), LONG).await?;
         self.on_every_replica("events").await?;
-        self.on_every_replica("cancelled_events").await?;
-        let (noted, events) = (self.table("cancelled_events"), self.table("events"));
-        let of_cancellation = "namespace = {namespace:String} AND cancellation = {cancellation:UUID}";
-        let types: Vec<String> = self
-            .query(&format!("SELECT DISTINCT toString(type) FROM {noted} WHERE {of_cancellation}"))
-            .bind("namespace", namespace)
-            .bind("cancellation", id.to_string())
-            .rows()
-            .await?;
-        let write = async |table: &str, event_type: &str, version: &str, state: &str| {
+        self.on_every_replica("cancelled_events").await
+    }
+
+    /// Cancels the events of a cancellation that count, or lets those count that it cancelled: in `events` first
+    /// ([`VERSION_MARK`](super::row::VERSION_MARK)), and from there in all tables.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn turn(&self, namespace: &str, turn: Turn) -> Result<(), Error> {
+        let (from, to) = if turn.is_cancelled { (NIL, CANCELLATION) } else { (CANCELLATION, NIL) };
+        self.await_turns().await?;
+        let events = self.table("events");
+        for event_type in self.types_of(namespace, turn.cancellation).await? {
             let sql = format!(
-                "INSERT INTO {} ({COLUMNS}) SELECT namespace, type, subject, time, id, source, event_id, received, data, {version}, {to} \
-                 FROM {events} FINAL WHERE namespace = {{namespace:String}} AND type = {{type:String}} AND cancellation = {state} \
-                 AND (subject, time, id) IN (SELECT subject, time, id FROM {noted} WHERE {of_cancellation} AND type = {{type:String}})",
-                self.table(table)
+                "INSERT INTO {events} ({COLUMNS}) SELECT namespace, type, subject, time, id, source, event_id, received, data, {}, {to} \
+                 FROM {events} FINAL WHERE {} AND cancellation = {from}",
+                turn.version_sql(),
+                self.of_cancellation()
             );
-            let query = self.query(&sql).bind("namespace", namespace).bind("cancellation", id.to_string()).bind("type", event_type);
-            query.within(LONG).named(&insert_name(table)).run().await
-        };
-        for event_type in types {
+            self.of(&sql, namespace, turn.cancellation, &event_type).named(&insert_name(TURNED)).run().await?;
+        }
+        self.spread(namespace, turn.cancellation).await
+    }
+
+    /// Writes the events of a cancellation, as they are in `events` by now, to all tables: those who wrote them there may have been cut
+    /// off. Whether they are cancelled, and by what, is as it is.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn spread(&self, namespace: &str, cancellation: Uuid) -> Result<(), Error> {
+        self.on_every_replica("events").await?;
+        for event_type in self.types_of(namespace, cancellation).await? {
             let landing = self.ensure_bootstrap().await?.table(Landing::of(namespace, &event_type));
             self.ensure_landing(&landing).await?;
-            write("events", &event_type, &turned_sql(is_cancelled), from).await?;
-            self.on_every_replica("events").await?;
-            write(&landing, &event_type, "version", to).await?;
+            let sql = format!(
+                "INSERT INTO {} ({COLUMNS}) SELECT {} FROM {} FINAL WHERE {}",
+                self.table(&landing),
+                COLUMNS.replace("version", &written_again_sql()),
+                self.table("events"),
+                self.of_cancellation()
+            );
+            self.of(&sql, namespace, cancellation, &event_type).named(&insert_name(&landing)).run().await?;
         }
         Ok(())
+    }
+
+    /// Types of the events that a cancellation hits.
+    async fn types_of(&self, namespace: &str, cancellation: Uuid) -> Result<Vec<String>, Error> {
+        let sql = format!(
+            "SELECT DISTINCT toString(type) FROM {} WHERE namespace = {{namespace:String}} AND cancellation = {CANCELLATION}",
+            self.table("cancelled_events")
+        );
+        self.query(&sql).bind("namespace", namespace).bind("cancellation", cancellation.to_string()).rows().await
+    }
+
+    /// What is true of the events of one type that a cancellation hits.
+    fn of_cancellation(&self) -> String {
+        format!(
+            "namespace = {{namespace:String}} AND type = {{type:String}} AND (subject, time, id) IN \
+             (SELECT subject, time, id FROM {} WHERE namespace = {{namespace:String}} AND cancellation = {CANCELLATION} AND type = {{type:String}})",
+            self.table("cancelled_events")
+        )
+    }
+
+    fn of(&self, sql: &str, namespace: &str, cancellation: Uuid, event_type: &str) -> Query<'_> {
+        let query = self.query(sql).bind("namespace", namespace).bind("cancellation", cancellation.to_string());
+        query.bind("type", event_type).within(LONG)
     }
 
     /// Writes a cancellation's record, or its next state.

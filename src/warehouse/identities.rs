@@ -83,6 +83,8 @@ struct Part {
     last_block: i64,
 }
 
+/// What statements are named after that write events to `events` which were claimed and not stored.
+pub const COMPLETED: &str = "completed";
 /// Identities of one parameter: 39 digits and a comma each stay below [`super::client::PARAM_BYTES`].
 pub(super) const CHUNK: usize = 3_000;
 
@@ -114,6 +116,14 @@ impl Warehouse {
             self.table("identities")
         );
         Ok(self.query(&sql).bind_all(params).rows::<(u128, bool)>().await?.into_iter().collect())
+    }
+
+    /// Waits for what runs of others who complete events, though those who wanted it may have gone.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn await_completing(&self) -> Result<(), Error> {
+        self.await_named(&insert_name(COMPLETED), super::client::SHORT).await
     }
 
     /// Writes stored events of one type again, as they are, through their landing table: to the tables that may lack them

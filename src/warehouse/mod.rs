@@ -17,7 +17,7 @@ mod tables;
 mod topology;
 
 pub use client::{Begun, Error, Insert, Query, Rows, Warehouse, WarehouseOptions};
-pub use identities::{Claim, IdentityPart, IdentityTable, StoredKey};
+pub use identities::{COMPLETED, Claim, IdentityPart, IdentityTable, StoredKey};
 pub use listings::{EventRecord, RejectRecord};
 pub use tables::{BACKFILL, insert_name};
 pub use topology::{Cluster, Topology};

@@ -12,7 +12,7 @@ use crate::event::{Event, put_bytes};
 ///
 /// | from | who | of several |
 /// |---|---|---|
-/// | [`VERSION_MARK`] up | cancellations and reverts ([`turned_sql`]) | the later counts: each is above what it takes the place of |
+/// | [`VERSION_MARK`] up | cancellations and reverts ([`Turn`]) | the later counts: each is above what it takes the place of |
 /// | [`ARRIVAL_MARK`] + [`AGAIN`] up | sendings that found their identity claimed, but nothing stored ([`Row::complete`]) | that with the greatest hash of its data |
 /// | [`ARRIVAL_MARK`] up | what the first sending stored, written again ([`written_again`]) | they are the same |
 /// | below [`ARRIVAL_MARK`] | the first sending: that which claimed the identity, in its first try | **there is one row at most** |
@@ -40,6 +40,12 @@ const HASH_SHIFT: u32 = 4;
 const _: () = assert!(ARRIVAL_MARK - CLOCK_END + AGAIN >= ARRIVAL_MARK);
 const _: () = assert!(ARRIVAL_MARK + AGAIN + (u64::MAX >> HASH_SHIFT) < VERSION_MARK);
 
+/// What a row's version is above after it was cancelled or its cancellation was reverted. Builds before this one went by a clock there.
+const TURNED: u64 = VERSION_MARK + CLOCK_END;
+/// Bits of such a version that tell two apart which take the place of the same row.
+const TURN_BITS: u32 = 20;
+const _: () = assert!(TURNED.trailing_zeros() >= TURN_BITS);
+
 /// The version of a row with this version when it is written again.
 pub const fn written_again(version: u64) -> u64 {
     if version < ARRIVAL_MARK { version + AGAIN } else { version }
@@ -50,11 +56,23 @@ pub fn written_again_sql() -> String {
     format!("if(version < {ARRIVAL_MARK}, version + {AGAIN}, version)")
 }
 
-/// The version, in SQL, of a row that takes the place of one with the column `version`, because it was cancelled or its cancellation was
-/// reverted. Tombstones have even ones and reverts odd ones: were both to take the place of the same row, all tables would agree.
-pub fn turned_sql(is_cancelled: bool) -> String {
-    let next = format!("greatest(version, toUInt64({VERSION_MARK})) + 1");
-    format!("{next} + ({next} + {}) % 2", u8::from(!is_cancelled))
+/// A cancellation of events, or its revert.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Turn {
+    /// The cancellation.
+    pub cancellation: Uuid,
+    /// Whether events are cancelled, or count again.
+    pub is_cancelled: bool,
+}
+
+impl Turn {
+    /// The version, in SQL, of a row that takes the place of one with the column `version`. Of two different turns of one row the same
+    /// one has the greater version in all tables.
+    pub fn version_sql(self) -> String {
+        let hash = xxhash_rust::xxh3::xxh3_64(self.cancellation.as_bytes()) % (1 << TURN_BITS);
+        let salt = (hash & !1) | u64::from(self.is_cancelled);
+        format!("bitShiftLeft(bitShiftRight(greatest(version, toUInt64({TURNED})), {TURN_BITS}) + 1, {TURN_BITS}) + {salt}")
+    }
 }
 
 /// Columns of a landing table in the order in which [`encode`] writes them.

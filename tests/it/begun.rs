@@ -10,6 +10,7 @@ use kubemeter::warehouse::{Insert, Topology};
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, copy};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::oneshot;
 
 use crate::lab::{Lab, event, new_database, options, spec};
 use crate::support::{ClickHouse, eventually};
@@ -24,12 +25,15 @@ enum Asked {
     Look,
 }
 
+/// Tells that something came, and waits until it may go on.
+type Hold = (oneshot::Sender<()>, oneshot::Receiver<()>);
+
 /// A way to ClickHouse that tells what passes, and holds claims up until something is done.
 #[derive(Clone, Default)]
 struct Way {
     asked: Arc<Mutex<Vec<Asked>>>,
     /// Taken by the next claims: they pass when the other end of both was used.
-    held: Arc<Mutex<Option<(tokio::sync::oneshot::Sender<()>, tokio::sync::oneshot::Receiver<()>)>>>,
+    held: Arc<Mutex<Option<Hold>>>,
     /// Whether ClickHouse knows no setting that INSERTs are begun with, as where its user may not set it.
     refuses: bool,
 }
@@ -114,7 +118,7 @@ async fn lab(way: &Way) -> Lab {
 async fn rows_do_not_go_to_a_database_that_was_dropped_when_their_insert_had_begun() {
     let (way, direct) = (Way::default(), Lab::new());
     let lab = lab(&way).await;
-    let ((came, comes), (go, goes)) = (tokio::sync::oneshot::channel(), tokio::sync::oneshot::channel());
+    let ((came, comes), (go, goes)) = (oneshot::channel(), oneshot::channel());
     *way.held.lock().unwrap() = Some((came, goes));
     let dropping = async {
         comes.await.unwrap();

@@ -5,17 +5,19 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use kubemeter::api::Aggregation;
-use kubemeter::event::{Form, parse};
+use kubemeter::event::{Form, identity, parse};
 use kubemeter::ingest::{Judge, Judged};
 use kubemeter::metering::{CancelRequest, CancelTarget, Error, EventRef, Metering as _, Records as _, UsageQuery};
 use kubemeter::reconcile::Reconciler;
-use kubemeter::warehouse::row::{ARRIVAL_MARK, COLUMNS, VERSION_MARK, turned_sql};
+use kubemeter::warehouse::row::{ARRIVAL_MARK, COLUMNS, Turn, VERSION_MARK};
 use kubemeter::warehouse::schema::Landings;
+use kubemeter::warehouse::select::cancel_by_ids;
 use kubemeter::warehouse::{Insert, Warehouse};
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 use crate::again::assert_read_as_final;
-use crate::lab::{Lab, event, spec, total};
+use crate::lab::{Lab, NAMESPACE, event, spec, total};
 use crate::load::{BATCH, Load, batch, counted};
 use crate::support::{ClickHouse, eventually};
 
@@ -164,22 +166,91 @@ async fn an_event_without_time_has_its_key_before_its_insert() {
     assert_eq!(lab.number("count").await, "1");
 }
 
-/// Two who take the place of the same row at once do it differently: all tables agree who was it.
+#[derive(clickhouse::Row, serde::Deserialize)]
+struct Turned {
+    version: u64,
+    turned: Vec<u64>,
+}
+
+/// Those who take the place of the same row at once do it differently: all tables agree who was it.
 #[tokio::test]
-async fn a_tombstone_and_a_revert_never_have_the_same_version() {
+async fn different_turns_of_one_row_never_have_the_same_version() {
     let lab = Lab::new();
+    let turns: Vec<Turn> = (0..4).map(|n| Turn { cancellation: Uuid::from_u128(n / 2), is_cancelled: n % 2 == 0 }).collect();
+    let versions: Vec<String> = turns.iter().map(|turn| format!("toUInt64({})", turn.version_sql())).collect();
     let sql = format!(
-        "SELECT version, toUInt64({}) AS cancelled, toUInt64({}) AS reverted FROM \
-         (SELECT toUInt64(arrayJoin([100, {ARRIVAL_MARK}, {VERSION_MARK}])) + number AS version FROM numbers(7))",
-        turned_sql(true),
-        turned_sql(false)
+        "SELECT version, [{}] AS turned FROM (SELECT toUInt64(arrayJoin([100, {ARRIVAL_MARK}, {VERSION_MARK}, {}])) + number AS version \
+         FROM numbers(7))",
+        versions.join(", "),
+        VERSION_MARK + (1 << 58) + (1 << 40)
     );
-    let rows: Vec<(u64, u64, u64)> = lab.warehouse.query(&sql).rows().await.unwrap();
-    assert_eq!(rows.len(), 21);
-    for (version, cancelled, reverted) in rows {
-        assert!(cancelled > version.max(VERSION_MARK) && reverted > version.max(VERSION_MARK), "{version} {cancelled} {reverted}");
-        assert!(cancelled % 2 == 0 && reverted % 2 == 1, "{version} {cancelled} {reverted}");
+    let rows: Vec<Turned> = lab.warehouse.query(&sql).rows().await.unwrap();
+    assert_eq!(rows.len(), 28);
+    for Turned { version, turned } in rows {
+        assert!(turned.iter().all(|turned| *turned > version.max(VERSION_MARK)), "{version} {turned:?}");
+        assert_eq!(turned.iter().collect::<std::collections::BTreeSet<_>>().len(), turns.len(), "{version} {turned:?}");
     }
+}
+
+/// A cancellation that was written down and hit nothing, because it was cut off, is reverted, or another one hits what it should have.
+#[tokio::test]
+async fn what_a_cancellation_never_came_to_counts_once_after_its_revert() {
+    for (lost, then_cancelled) in [("events", false), ("meter", false), ("events", true), ("meter", true)] {
+        let lab = Lab::new();
+        let meter = lab.meter("sum", spec("t", Aggregation::Sum, Some("$.v"), &[])).await;
+        let table = meter.status.as_ref().unwrap().active.as_ref().unwrap().table.clone();
+        lab.post(&event("e", "t", "s", TIME, json!({"v": "7"}))).await.unwrap();
+        // One that was filled by a copy: rows of different kinds never merge.
+        let later = lab.meter("later", spec("t", Aggregation::Max, Some("$.v"), &[])).await;
+        assert_eq!(lab.number("later").await, "7");
+        let lost = lab.warehouse.table(if lost == "events" { "events" } else { &table });
+        lab.warehouse.run_ddl(&format!("ALTER TABLE {lost} ADD CONSTRAINT broken CHECK subject != 's'")).await.unwrap();
+        let cancel = || CancelRequest {
+            target: CancelTarget::Events(vec![EventRef { source: "test".to_owned(), id: "e".to_owned() }]),
+            reason: None,
+            dry_run: false,
+        };
+        lab.service.cancel_usage_events(&Lab::caller(), cancel()).await.unwrap_err();
+        lab.warehouse.run_ddl(&format!("ALTER TABLE {lost} DROP CONSTRAINT broken")).await.unwrap();
+        let listed = lab.service.list_cancellations(&Lab::caller(), Default::default()).await.unwrap().items;
+        assert_eq!(listed.len(), 1, "it is written down before it hits anything");
+        if then_cancelled {
+            lab.service.cancel_usage_events(&Lab::caller(), cancel()).await.unwrap();
+            assert_eq!((lab.number("sum").await, lab.number("later").await), ("0".to_owned(), "0".to_owned()), "{lost}");
+            let listed = lab.service.list_cancellations(&Lab::caller(), Default::default()).await.unwrap().items;
+            for cancellation in listed {
+                lab.service.revert_cancellation(&Lab::caller(), cancellation.cancellation_id).await.unwrap();
+            }
+        } else {
+            lab.service.revert_cancellation(&Lab::caller(), listed[0].cancellation_id).await.unwrap();
+        }
+        assert_eq!((lab.number("sum").await, lab.number("later").await), ("7".to_owned(), "7".to_owned()), "{lost}");
+        assert_read_as_final(&lab).await;
+        drop(later);
+    }
+}
+
+/// What another cancellation has hit first, and then was cut off, all tables know of when this one is confirmed.
+#[tokio::test]
+async fn a_cancellation_spreads_what_another_that_was_cut_off_has_hit_first() {
+    let lab = Lab::new();
+    let meter = lab.meter("sum", spec("t", Aggregation::Sum, Some("$.v"), &[])).await;
+    let table = lab.warehouse.table(&meter.status.unwrap().active.unwrap().table);
+    lab.post(&event("e", "t", "s", TIME, json!({"v": "7"}))).await.unwrap();
+    let (slow, hit) = (Uuid::now_v7(), identity(NAMESPACE, "test", "e"));
+    let target = cancel_by_ids(lab.warehouse.database(), NAMESPACE, &[hit]);
+    assert_eq!(lab.warehouse.note_to_cancel(target, NAMESPACE, slow).await.unwrap(), 1);
+    lab.warehouse.run_ddl(&format!("ALTER TABLE {table} ADD CONSTRAINT broken CHECK subject != 's'")).await.unwrap();
+    let cut_off = CancelRequest {
+        target: CancelTarget::Events(vec![EventRef { source: "test".to_owned(), id: "e".to_owned() }]),
+        reason: None,
+        dry_run: false,
+    };
+    lab.service.cancel_usage_events(&Lab::caller(), cut_off).await.unwrap_err();
+    lab.warehouse.run_ddl(&format!("ALTER TABLE {table} DROP CONSTRAINT broken")).await.unwrap();
+    assert_eq!(lab.number("sum").await, "7");
+    lab.warehouse.turn(NAMESPACE, Turn { cancellation: slow, is_cancelled: true }).await.unwrap();
+    assert_eq!(lab.number("sum").await, "0");
 }
 
 /// A crash may come between the parts of a tombstone, or of its revert, too: the meter may not have heard of it.
