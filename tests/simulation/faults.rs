@@ -16,6 +16,8 @@ pub struct Storm {
     /// Reverts a cancellation, of the newest but so many.
     pub revert: Option<usize>,
     pub cancel: Vec<Key>,
+    /// Whether the cancellation is reverted, if there is one, when it was not answered, instead of sent again.
+    pub undo: bool,
     pub edit: Option<(String, Meter)>,
     /// What happens in the other namespace meanwhile. It is tried until it is done.
     pub beside: Option<Box<Step>>,
@@ -82,6 +84,7 @@ pub fn generate(from: &mut Generator) -> Storm {
         space,
         posts,
         again,
+        undo: from.rng.bool(),
         cancel,
         revert,
         edit,

@@ -53,6 +53,7 @@ fn full(table: &'static str, posts: Vec<Post>) -> Storm {
         posts,
         again,
         cancel: Vec::new(),
+        undo: false,
         revert: None,
         edit: None,
         beside: None,
@@ -92,6 +93,14 @@ pub fn all() -> Vec<(&'static str, History)> {
         ),
         ("a cancellation that did not reach a meter is done again", vec![meter(), stored.clone(), Step::Storm(half("meter_"))]),
         ("a cancellation that did not reach the events is done again", vec![meter(), stored.clone(), Step::Storm(half("events"))]),
+        (
+            "a cancellation that did not reach the events is reverted",
+            vec![meter(), stored.clone(), Step::Storm(Storm { undo: true, ..half("events") })],
+        ),
+        (
+            "a cancellation that did not reach a meter is reverted",
+            vec![meter(), stored.clone(), Step::Storm(Storm { undo: true, ..half("meter_") })],
+        ),
         (
             "a revert that did not reach a meter is done again",
             vec![

@@ -19,6 +19,7 @@ use super::run::{Life, compare};
 use super::usage::Query;
 use super::world::{Answer, Request};
 use super::{observe, send};
+use crate::support::eventually;
 
 /// Most questions during a storm.
 const QUESTIONS: usize = 40;
@@ -124,7 +125,9 @@ pub async fn run(life: &mut Life, storm: &Storm) -> Result<(), String> {
     let (behind, ahead) = life.world.clocks();
     let arrival = (start + clocks.0.min(behind), Timestamp::now().as_millisecond() + clocks.1.max(ahead));
     let versions = take(life, storm, arrival, &answers)?;
-    if let Some(request) = &cancel {
+    if cancel.is_some() && cancelled.is_none() && storm.undo {
+        undo(life, storm.space).await?;
+    } else if let Some(request) = &cancel {
         let answer = again_until_answered(life, 1, request, cancelled).await;
         if answer.status != 200 {
             return Err(format!("a cancellation was answered {answer:?}"));
@@ -154,6 +157,26 @@ async fn again_until_answered(life: &Life, gateway: usize, request: &Request, an
         Some(answer) => answer,
         None => life.world.answered(gateway, request).await,
     }
+}
+
+/// Reverts whatever came of a cancellation that was not answered.
+async fn undo(life: &mut Life, space: usize) -> Result<(), String> {
+    // Nothing may come of it any more: neither by the gateway that had it, nor by what that has sent.
+    life.world.restart(Part::Gateway(0), true);
+    life.world.revive().await;
+    let running = "SELECT count() FROM system.processes WHERE startsWith(query, 'INSERT')";
+    eventually("no INSERT runs", async || (life.world.sql(running).await.ok()?.trim() == "0").then_some(())).await;
+    let known = life.spaces[space].cancellations.len();
+    life.cancelled(space, &BTreeSet::new()).await?;
+    for index in known..life.spaces[space].cancellations.len() {
+        let path = format!("/usage/cancellations/{}/revert", life.spaces[space].cancellations[index].id);
+        let answer = life.world.answered(1, &Request { method: Method::POST, ..Request::get(space, &path) }).await;
+        if answer.status != 200 {
+            return Err(format!("a revert was answered {answer:?}"));
+        }
+        life.spaces[space].revert(index);
+    }
+    Ok(())
 }
 
 /// The cancellation that the storm reverts.
