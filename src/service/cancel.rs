@@ -43,28 +43,34 @@ impl<R: Registry> Service<R> {
         }
         let (warehouse, namespace, cancelled_by) = (self.warehouse.clone(), namespace.to_owned(), caller.name.clone());
         let cancelled = to_the_end(async move {
-            // A sending before this one may have been cut off when the raw table had heard of it and a meter had not.
+            // Those may have been cut off when `events` had heard of them and a meter had not, or of a revert neither.
             for before in warehouse.cancellations_of(target.clone()).await? {
-                warehouse.spread(&namespace, before).await?;
+                let record = warehouse.cancellation(&namespace, before).await?;
+                if record.is_some_and(|record| record.reverted_at.is_some()) {
+                    warehouse.turn(&namespace, Turn { cancellation: before, is_cancelled: false }).await?;
+                } else {
+                    warehouse.spread(&namespace, before).await?;
+                }
             }
-            let cancelled = warehouse.note_to_cancel(target, &namespace, id).await?;
+            let noted = warehouse.note_to_cancel(target, &namespace, id).await?;
             let (created_at, reason) = (Timestamp::now(), request.reason);
-            let record = CancellationRecord {
+            let mut record = CancellationRecord {
                 cancellation_id: id,
                 reason,
                 created_at,
-                cancelled,
+                cancelled: noted,
                 reverted_at: None,
                 cancelled_by,
                 reverted_by: None,
             };
             warehouse.write_cancellation(&namespace, &record).await?;
             warehouse.turn(&namespace, Turn { cancellation: id, is_cancelled: true }).await?;
-            // Who reverted it in between found nothing to revert.
-            if warehouse.cancellation(&namespace, id).await?.is_some_and(|record| record.reverted_at.is_some()) {
-                warehouse.turn(&namespace, Turn { cancellation: id, is_cancelled: false }).await?;
+            // Another that runs at the same time may have hit some first, which are not this one's to revert.
+            record.cancelled = warehouse.count_cancelled(&namespace, id).await?;
+            if record.cancelled != noted {
+                warehouse.write_cancellation(&namespace, &record).await?;
             }
-            Ok(cancelled)
+            Ok(record.cancelled)
         })
         .await?;
         Ok(Cancelled { cancellation_id: Some(id), cancelled, not_found, dry_run: false })
@@ -82,7 +88,7 @@ impl<R: Registry> Service<R> {
         };
         let (warehouse, namespace) = (self.warehouse.clone(), namespace.to_owned());
         to_the_end(async move {
-            // Its record first: a cancellation that still writes looks at it when it has.
+            // Its record first: a cancellation that has not come to hit its events yet hits none from then on.
             warehouse.write_cancellation(&namespace, &record).await?;
             warehouse.turn(&namespace, Turn { cancellation: id, is_cancelled: false }).await?;
             Ok(record)

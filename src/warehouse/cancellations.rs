@@ -116,19 +116,31 @@ impl Warehouse {
         self.on_every_replica("cancelled_events").await
     }
 
-    /// Cancels the events of a cancellation that count, or lets those count that it cancelled: in `events` first
-    /// ([`VERSION_MARK`](super::row::VERSION_MARK)), and from there in all tables.
+    /// Cancels the events of a cancellation that count, unless its record says that it is reverted, or lets those count that it cancelled:
+    /// in `events` first ([`VERSION_MARK`](super::row::VERSION_MARK)), and from there in all tables.
+    ///
+    /// Who reverts writes the record first, and waits here for statements that began before: of the two the revert is the last word.
     ///
     /// # Errors
     /// See [`Error`].
     pub async fn turn(&self, namespace: &str, turn: Turn) -> Result<(), Error> {
         let (from, to) = if turn.is_cancelled { (NIL, CANCELLATION) } else { (CANCELLATION, NIL) };
-        self.await_turns().await?;
         let events = self.table("events");
+        let unless = if turn.is_cancelled {
+            format!(
+                " AND (SELECT count() FROM {} FINAL WHERE namespace = {{namespace:String}} AND cancellation = {CANCELLATION} \
+                 AND reverted IS NOT NULL) = 0",
+                self.table("cancellations")
+            )
+        } else {
+            self.on_every_replica("cancellations").await?;
+            String::new()
+        };
+        self.await_turns().await?;
         for event_type in self.types_of(namespace, turn.cancellation).await? {
             let sql = format!(
                 "INSERT INTO {events} ({COLUMNS}) SELECT namespace, type, subject, time, id, source, event_id, received, data, {}, {to} \
-                 FROM {events} FINAL WHERE {} AND cancellation = {from}",
+                 FROM {events} FINAL WHERE {} AND cancellation = {from}{unless}",
                 turn.version_sql(),
                 self.of_cancellation()
             );
@@ -157,6 +169,20 @@ impl Warehouse {
             self.of(&sql, namespace, cancellation, &event_type).named(&insert_name(&landing)).run().await?;
         }
         Ok(())
+    }
+
+    /// How many events do not count by a cancellation.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn count_cancelled(&self, namespace: &str, cancellation: Uuid) -> Result<u64, Error> {
+        let mut cancelled = 0;
+        for event_type in self.types_of(namespace, cancellation).await? {
+            let of = format!("{} AND cancellation = {CANCELLATION}", self.of_cancellation());
+            let sql = format!("SELECT count() FROM {} FINAL WHERE {of}", self.table("events"));
+            cancelled += self.of(&sql, namespace, cancellation, &event_type).one::<u64>().await?;
+        }
+        Ok(cancelled)
     }
 
     /// Types of the events that a cancellation hits.

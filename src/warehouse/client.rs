@@ -22,7 +22,7 @@ use crate::event::{put_bytes, put_varint};
 use crate::limits;
 
 /// Deadline of statements that answer at once: DDL, look-ups, listings.
-pub(super) const SHORT: Duration = Duration::from_secs(30);
+const SHORT: Duration = Duration::from_secs(30);
 
 /// How often an idle connection is looked after.
 const TCP_KEEPALIVE: Duration = Duration::from_secs(60);

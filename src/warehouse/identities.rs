@@ -83,6 +83,8 @@ struct Part {
     last_block: i64,
 }
 
+/// How long such statements are waited for: whoever posts waits, too.
+const COMPLETING: Duration = Duration::from_secs(5);
 /// What statements are named after that write events to `events` which were claimed and not stored.
 pub const COMPLETED: &str = "completed";
 /// Identities of one parameter: 39 digits and a comma each stay below [`super::client::PARAM_BYTES`].
@@ -123,7 +125,7 @@ impl Warehouse {
     /// # Errors
     /// See [`Error`].
     pub async fn await_completing(&self) -> Result<(), Error> {
-        self.await_named(&insert_name(COMPLETED), super::client::SHORT).await
+        self.await_named(&insert_name(COMPLETED), COMPLETING).await
     }
 
     /// Writes stored events of one type again, as they are, through their landing table: to the tables that may lack them

@@ -7,7 +7,7 @@ use futures::future::join_all;
 use kubemeter::api::Aggregation;
 use kubemeter::event::{Form, identity, parse};
 use kubemeter::ingest::{Judge, Judged};
-use kubemeter::metering::{CancelRequest, CancelTarget, Error, EventRef, Metering as _, Records as _, UsageQuery};
+use kubemeter::metering::{CancelRequest, CancelTarget, CancellationRecord, Error, EventRef, Metering as _, Records as _, UsageQuery};
 use kubemeter::reconcile::Reconciler;
 use kubemeter::warehouse::row::{ARRIVAL_MARK, COLUMNS, Turn, VERSION_MARK};
 use kubemeter::warehouse::schema::Landings;
@@ -251,6 +251,40 @@ async fn a_cancellation_spreads_what_another_that_was_cut_off_has_hit_first() {
     assert_eq!(lab.number("sum").await, "7");
     lab.warehouse.turn(NAMESPACE, Turn { cancellation: slow, is_cancelled: true }).await.unwrap();
     assert_eq!(lab.number("sum").await, "0");
+}
+
+/// A revert that was confirmed is the last word, also of a cancellation that is written down and has not come to its events yet.
+#[tokio::test]
+async fn a_cancellation_that_was_reverted_before_it_came_to_its_events_hits_none() {
+    let lab = Lab::new();
+    lab.meter("sum", spec("t", Aggregation::Sum, Some("$.v"), &[])).await;
+    lab.post(&event("e", "t", "s", TIME, json!({"v": "7"}))).await.unwrap();
+    let (slow, hit) = (Uuid::now_v7(), identity(NAMESPACE, "test", "e"));
+    let target = || cancel_by_ids(lab.warehouse.database(), NAMESPACE, &[hit]);
+    lab.warehouse.note_to_cancel(target(), NAMESPACE, slow).await.unwrap();
+    let record = CancellationRecord {
+        cancellation_id: slow,
+        reason: None,
+        created_at: jiff::Timestamp::now(),
+        cancelled: 1,
+        reverted_at: None,
+        cancelled_by: None,
+        reverted_by: None,
+    };
+    lab.warehouse.write_cancellation(NAMESPACE, &record).await.unwrap();
+    lab.service.revert_cancellation(&Lab::caller(), slow).await.unwrap();
+    lab.warehouse.turn(NAMESPACE, Turn { cancellation: slow, is_cancelled: true }).await.unwrap();
+    assert_eq!(lab.number("sum").await, "7");
+    // Of two that have written down the same event one takes it, and only that one gives it back.
+    let (first, second) = (Uuid::now_v7(), Uuid::now_v7());
+    for cancellation in [first, second] {
+        lab.warehouse.note_to_cancel(target(), NAMESPACE, cancellation).await.unwrap();
+    }
+    for cancellation in [first, second] {
+        lab.warehouse.turn(NAMESPACE, Turn { cancellation, is_cancelled: true }).await.unwrap();
+    }
+    let counted = [first, second].map(|cancellation| lab.warehouse.count_cancelled(NAMESPACE, cancellation));
+    assert_eq!(futures::future::try_join_all(counted).await.unwrap(), [1, 0]);
 }
 
 /// A crash may come between the parts of a tombstone, or of its revert, too: the meter may not have heard of it.

@@ -24,6 +24,8 @@ pub struct Storm {
     /// Whose clock jumps, and by how many seconds it is wrong then.
     pub clock: Option<(Part, i64)>,
     pub faults: Vec<Fault>,
+    /// Posts begin so long after each other, ms.
+    pub stagger_ms: u64,
     /// How long a sender waits before it takes its request for lost, ms.
     pub patience_ms: u64,
     /// How long a stall lasts, ms.
@@ -91,6 +93,7 @@ pub fn generate(from: &mut Generator) -> Storm {
         beside,
         clock,
         faults,
+        stagger_ms: *from.one_of(&[0, 0, 0, 30, 150]),
         patience_ms: *from.one_of(&[300, 1_500, 10_000]),
         stall_ms: from.rng.u64(50..1_500),
     }

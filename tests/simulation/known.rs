@@ -59,6 +59,7 @@ fn full(table: &'static str, posts: Vec<Post>) -> Storm {
         beside: None,
         clock: None,
         faults,
+        stagger_ms: 0,
         patience_ms: 10_000,
         stall_ms: 0,
     }
@@ -72,11 +73,12 @@ pub fn killed(statements: u64) -> History {
     });
     let mut steps = vec![meter(), Step::Post(post(&months))];
     for number in 0..statements {
-        let posts = vec![post(&[event(&format!("e{number}"), 1)])];
+        // Some before the edit is done, some between its statements, some after the operator was killed.
+        let posts = (0..8).map(|post_number| post(&[event(&format!("e{number}-{post_number}"), 1)])).collect();
         let (direction, what) = (Direction::Requests, What::Kill(Part::Operator));
         let faults = vec![Fault::Way { of: Part::Operator, direction, after: After::Messages(number), what }];
         let edit = Some((METER.to_owned(), definition(number)));
-        steps.push(Step::Storm(Storm { edit, faults, ..full("rejects", posts) }));
+        steps.push(Step::Storm(Storm { edit, faults, stagger_ms: 40, ..full("rejects", posts) }));
     }
     History { seed: 0, steps: steps.into_iter().enumerate().collect() }
 }
@@ -115,6 +117,8 @@ pub fn all() -> Vec<(&'static str, History)> {
             vec![
                 meter(),
                 Step::Storm(full("events", vec![post(&[event("e", 1)])])),
+                // That it moves at all can be seen of a clock that is ahead.
+                Step::Clock { part: Part::Gateway(0), offset: 1_500 },
                 Step::Clock { part: Part::Gateway(0), offset: -1_500 },
                 Step::Post(post(&[event("e", 2)])),
             ],
@@ -125,6 +129,7 @@ pub fn all() -> Vec<(&'static str, History)> {
                 meter(),
                 Step::Post(post(&[event("e", 1)])),
                 customer(&["acme"]),
+                Step::Clock { part: Part::Operator, offset: 1_500 },
                 Step::Clock { part: Part::Operator, offset: -1_500 },
                 customer(&["other"]),
             ],

@@ -24,11 +24,24 @@ pub struct Asked {
     pub answer: Answer,
 }
 
+/// When the storm's cancellation and revert were answered, if they were.
+pub struct Spoken {
+    pub cancelled: Option<Instant>,
+    pub reverted: Option<Instant>,
+}
+
 /// What each event of the storm may be stored as.
 pub type Versions = BTreeMap<Key, Vec<Version>>;
 
 /// Whether what was answered during the storm can be right.
-pub fn judge(storm: &Storm, before: &Space, versions: &Versions, posts: &[(bool, Span)], asked: Vec<Asked>) -> Result<(), String> {
+pub fn judge(
+    storm: &Storm,
+    before: &Space,
+    versions: &Versions,
+    posts: &[(bool, Span)],
+    spoken: &Spoken,
+    asked: Vec<Asked>,
+) -> Result<(), String> {
     let cancelled: BTreeSet<&Key> = storm.cancel.iter().collect();
     let reverted = storm.revert.and_then(|back| before.cancellations.len().checked_sub(back + 1));
     for Asked { query, span, answer } in asked {
@@ -60,11 +73,21 @@ pub fn judge(storm: &Storm, before: &Space, versions: &Versions, posts: &[(bool,
         let mut space = before.clone();
         space.meters.insert(query.meter.clone(), meter);
         let (mut sure, mut open) = (Vec::new(), Vec::new());
+        let is_before = |answered: Option<Instant>| answered.is_some_and(|at| at <= span.began);
         for (key, stored) in space.events.iter().filter(|(_, stored)| stored.counts()) {
-            if cancelled.contains(key) { open.push((key, stored.settled())) } else { sure.push((key, stored.settled())) }
+            match cancelled.contains(key) {
+                false => sure.push((key, stored.settled())),
+                true if is_before(spoken.cancelled) => {}
+                true => open.push((key, stored.settled())),
+            }
         }
         let back = space.events.iter().filter(|(_, stored)| reverted.is_some() && stored.states == [reverted]);
-        open.extend(back.map(|(key, stored)| (key, stored.settled())));
+        let back = back.map(|(key, stored)| (key, stored.settled()));
+        if is_before(spoken.reverted) {
+            sure.extend(back)
+        } else {
+            open.extend(back)
+        }
         for (key, versions) in versions.iter().filter(|(key, _)| !space.events.contains_key(*key)) {
             let told = storm.posts.iter().zip(posts).any(|(post, (told, at))| *told && at.ended <= span.began && has(post, key));
             match versions.as_slice() {

@@ -110,7 +110,7 @@ impl Life {
                 self.rng.usize(0..SPACES)
             }
             Step::Clock { part, offset } => {
-                self.world.set_clock(*part, *offset);
+                self.world.move_clock(*part, *offset).await;
                 self.faults += 1;
                 self.rng.usize(0..SPACES)
             }

@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::faults::{Fault, Storm, Table, What};
 use super::history::{GATEWAYS, Part, Post};
-use super::meanwhile::{Asked, Span, Versions, judge};
+use super::meanwhile::{Asked, Span, Spoken, Versions, judge};
 use super::model::{Event, Key, Outcome, Reject, Space, Version};
 use super::objects::{answers_with, spec};
 use super::proxy;
@@ -44,17 +44,21 @@ pub async fn run(life: &mut Life, storm: &Storm) -> Result<(), String> {
         let answer = answer.ok().and_then(Result::ok).filter(|answer| !matches!(answer.status, 429 | 500 | 502 | 503 | 504));
         (answer, Instant::now())
     };
-    let posts = futures::future::join_all(storm.posts.iter().zip(&requests).map(|(post, request)| once(post.gateway, request)));
+    let posts = (0..).zip(storm.posts.iter().zip(&requests)).map(|(number, (post, request))| async move {
+        tokio::time::sleep(Duration::from_millis(storm.stagger_ms * number)).await;
+        once(post.gateway, request).await
+    });
+    let posts = futures::future::join_all(posts);
     let cancelled = async {
         match &cancel {
             None => None,
-            Some(request) => once(0, request).await.0,
+            Some(request) => answered(once(0, request).await),
         }
     };
     let reverted = async {
         match &revert {
             None => None,
-            Some((_, request)) => once(1, request).await.0,
+            Some((_, request)) => answered(once(1, request).await),
         }
     };
     let edited = async {
@@ -114,6 +118,9 @@ pub async fn run(life: &mut Life, storm: &Storm) -> Result<(), String> {
     for meter in model.meters.keys() {
         let (query, began) = (during(observe::question(&mut rng, model, meter)), Instant::now());
         let answer = world.answered(asked.len() % GATEWAYS, &observe::request(storm.space, &query)).await;
+        if answer.status >= 500 {
+            return Err(format!("{query:?} was answered {answer:?} though nothing fails any more"));
+        }
         asked.push(Asked { query, span: Span { began, ended: Instant::now() }, answer });
     }
     let before = life.spaces[storm.space].clone();
@@ -125,6 +132,11 @@ pub async fn run(life: &mut Life, storm: &Storm) -> Result<(), String> {
     let (behind, ahead) = life.world.clocks();
     let arrival = (start + clocks.0.min(behind), Timestamp::now().as_millisecond() + clocks.1.max(ahead));
     let versions = take(life, storm, arrival, &answers)?;
+    let spoken = Spoken { cancelled: cancelled.as_ref().map(|(_, at)| *at), reverted: reverted.as_ref().map(|(_, at)| *at) };
+    let (cancelled, reverted) = (cancelled.map(|(answer, _)| answer), reverted.map(|(answer, _)| answer));
+    if cancel.is_some() && cancelled.is_none() {
+        quiet(life).await;
+    }
     if cancel.is_some() && cancelled.is_none() && storm.undo {
         undo(life, storm.space).await?;
     } else if let Some(request) = &cancel {
@@ -144,7 +156,7 @@ pub async fn run(life: &mut Life, storm: &Storm) -> Result<(), String> {
     if let Some((name, meter)) = &storm.edit {
         life.settle_meter(storm.space, name, meter).await;
     }
-    judge(storm, &before, &versions, &spans, asked)
+    judge(storm, &before, &versions, &spans, &spoken, asked)
 }
 
 /// Questions whose answer does not depend on times that are still open.
@@ -159,13 +171,22 @@ async fn again_until_answered(life: &Life, gateway: usize, request: &Request, an
     }
 }
 
-/// Reverts whatever came of a cancellation that was not answered.
-async fn undo(life: &mut Life, space: usize) -> Result<(), String> {
-    // Nothing may come of it any more: neither by the gateway that had it, nor by what that has sent.
+/// An answer of success, and when it came.
+fn answered((answer, at): (Option<Answer>, Instant)) -> Option<(Answer, Instant)> {
+    answer.map(|answer| (answer, at))
+}
+
+/// Sees to it that nothing comes any more of a cancellation that was not answered: neither by the gateway that had it, nor by what that
+/// has sent.
+async fn quiet(life: &Life) {
     life.world.restart(Part::Gateway(0), true);
     life.world.revive().await;
     let running = "SELECT count() FROM system.processes WHERE startsWith(query, 'INSERT')";
     eventually("no INSERT runs", async || (life.world.sql(running).await.ok()?.trim() == "0").then_some(())).await;
+}
+
+/// Reverts whatever came of a cancellation that was not answered.
+async fn undo(life: &mut Life, space: usize) -> Result<(), String> {
     let known = life.spaces[space].cancellations.len();
     life.cancelled(space, &BTreeSet::new()).await?;
     for index in known..life.spaces[space].cancellations.len() {

@@ -132,6 +132,22 @@ impl World {
         lock(&self.processes[place(part)]).clock.set(offset);
     }
 
+    /// Sets a clock, and waits until the process says another time, if that is later: it never says one that is earlier than before.
+    pub async fn move_clock(&self, part: Part, offset: i64) {
+        let before = lock(&self.processes[place(part)]).clock.offset();
+        self.set_clock(part, offset);
+        if offset <= before {
+            return;
+        }
+        let url = format!("http://127.0.0.1:{}/readyz", lock(&self.processes[place(part)]).port);
+        eventually(&format!("the clock of {part:?} is wrong by {offset} s"), async || {
+            let answer = self.http.get(&url).send().await.ok()?;
+            let said = jiff::fmt::rfc2822::parse(answer.headers().get("date")?.to_str().ok()?).ok()?.timestamp();
+            ((said.as_second() - offset).abs_diff(jiff::Timestamp::now().as_second()) <= 2).then_some(())
+        })
+        .await;
+    }
+
     /// From and to, how far gateways' clocks are from ours, ms.
     pub fn clocks(&self) -> (i64, i64) {
         let offsets: Vec<i64> = self.processes[..GATEWAYS].iter().map(|process| lock(process).clock.offset() * 1_000).collect();
