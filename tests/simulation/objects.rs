@@ -82,7 +82,8 @@ impl Life {
     pub async fn settle_customer(&mut self, space: usize, name: &str, subjects: Vec<String>, purge: bool) {
         let created = eventually(&format!("Customer {name} is mapped"), async || {
             let object = self.world.object("Customer", space, name).await?;
-            is_settled(&object)?;
+            // What ClickHouse has not heard of is tried again.
+            is_settled(&object).filter(|ready| ready["reason"] != "ClickHouseUnavailable")?;
             object["metadata"]["creationTimestamp"].as_str().map(str::to_owned)
         })
         .await;
