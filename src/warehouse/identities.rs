@@ -83,10 +83,10 @@ struct Part {
     last_block: i64,
 }
 
-/// How long such statements are waited for: whoever posts waits, too.
-const COMPLETING: Duration = Duration::from_secs(5);
 /// What statements are named after that write events to `events` which were claimed and not stored.
 pub const COMPLETED: &str = "completed";
+/// How long such statements are waited for: whoever posts waits, too.
+const COMPLETING: Duration = Duration::from_secs(5);
 /// Identities of one parameter: 39 digits and a comma each stay below [`super::client::PARAM_BYTES`].
 pub(super) const CHUNK: usize = 3_000;
 

@@ -19,9 +19,9 @@ use crate::event::{Event, put_bytes};
 ///
 /// # `events` first
 /// Whatever is to take the place of another row is written to `events` first, alone, and from there, as it is by then, to all tables.
-/// So of two rows of a key of which a Meter's table has one that is none of a first sending, `events` has that one or a greater, whatever was
-/// cut off where: to make all tables agree it is enough to write again what `events` has, which everything that comes again does. A sending
-/// that found the event stored is not written at all.
+/// So whatever was cut off where, the row that counts of a key in a Meter's table is a first sending's, or `events` has it, or a greater
+/// one: to make all tables agree it is enough to write again what `events` has, which everything that comes again does. A sending that
+/// found the event stored is not written at all.
 ///
 /// Every row but the first one of a key lies at [`ARRIVAL_MARK`] or above. So a key none of whose rows does so has one row,
 /// and a question need not look for others ([`super::counted`]).

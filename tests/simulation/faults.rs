@@ -1,4 +1,4 @@
-//! What goes wrong, and when: by bytes that have passed on the way to ClickHouse.
+//! What goes wrong, and when: by bytes or messages that have passed on the way to ClickHouse.
 
 use super::generate::Generator;
 use super::history::{GATEWAYS, Part, Post, SPACES, Step};
