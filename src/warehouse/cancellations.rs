@@ -8,8 +8,7 @@ use serde::Deserialize;
 use uuid::Uuid;
 
 use super::client::Rows;
-use super::row::{COLUMNS, Turn, written_again_sql};
-use super::schema::Landing;
+use super::row::{COLUMNS, Turn};
 use super::select::{NIL, Statement};
 use super::{Error, Query, Warehouse, insert_name};
 use crate::metering::CancellationRecord;
@@ -155,18 +154,10 @@ impl Warehouse {
     /// # Errors
     /// See [`Error`].
     pub async fn spread(&self, namespace: &str, cancellation: Uuid) -> Result<(), Error> {
-        self.on_every_replica("events").await?;
         for event_type in self.types_of(namespace, cancellation).await? {
-            let landing = self.ensure_bootstrap().await?.table(Landing::of(namespace, &event_type));
-            self.ensure_landing(&landing).await?;
-            let sql = format!(
-                "INSERT INTO {} ({COLUMNS}) SELECT {} FROM {} FINAL WHERE {}",
-                self.table(&landing),
-                COLUMNS.replace("version", &written_again_sql()),
-                self.table("events"),
-                self.of_cancellation()
-            );
-            self.of(&sql, namespace, cancellation, &event_type).named(&insert_name(&landing)).run().await?;
+            let noted = self.noted_keys();
+            let id = cancellation.to_string();
+            self.copy_events(namespace, &event_type, &noted, |query| query.bind("cancellation", id).within(LONG)).await?;
         }
         Ok(())
     }
@@ -196,8 +187,12 @@ impl Warehouse {
 
     /// What is true of the events of one type that a cancellation hits.
     fn of_cancellation(&self) -> String {
+        format!("namespace = {{namespace:String}} AND type = {{type:String}} AND {}", self.noted_keys())
+    }
+
+    fn noted_keys(&self) -> String {
         format!(
-            "namespace = {{namespace:String}} AND type = {{type:String}} AND (subject, time, id) IN \
+            "(subject, time, id) IN \
              (SELECT subject, time, id FROM {} WHERE namespace = {{namespace:String}} AND cancellation = {CANCELLATION} AND type = {{type:String}})",
             self.table("cancelled_events")
         )

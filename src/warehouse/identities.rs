@@ -135,21 +135,34 @@ impl Warehouse {
     /// # Errors
     /// See [`Error`].
     pub async fn write_again(&self, namespace: &str, event_type: &str, ids: &[u128]) -> Result<(), Error> {
+        let (is_one_of, params) = is_one_of(ids);
+        let key = format!(
+            "(namespace, type, subject, time, id) IN (SELECT namespace, type, subject, time, id FROM {} WHERE {is_one_of})",
+            self.table("identities")
+        );
+        self.copy_events(namespace, event_type, &key, |query| query.bind_all(params)).await
+    }
+
+    /// Writes stored events of one type of which a condition is true, as they are in `events` by now, to all tables. What the condition
+    /// names is bound.
+    pub(super) async fn copy_events(
+        &self,
+        namespace: &str,
+        event_type: &str,
+        condition: &str,
+        bind: impl FnOnce(Query<'_>) -> Query<'_>,
+    ) -> Result<(), Error> {
         let landing = self.ensure_bootstrap().await?.table(Landing::of(namespace, event_type));
         self.ensure_landing(&landing).await?;
         // Found on one replica it would be missed on another, and acknowledged nonetheless.
         self.on_every_replica("events").await?;
-        let (is_one_of, params) = is_one_of(ids);
         let sql = format!(
-            "INSERT INTO {} ({COLUMNS}) SELECT {} FROM {} FINAL WHERE namespace = {{namespace:String}} AND type = {{type:String}} \
-             AND (namespace, type, subject, time, id) IN (SELECT namespace, type, subject, time, id FROM {} WHERE {is_one_of})",
+            "INSERT INTO {} ({COLUMNS}) SELECT {} FROM {} FINAL WHERE namespace = {{namespace:String}} AND type = {{type:String}} AND {condition}",
             self.table(&landing),
             COLUMNS.replace("version", &written_again_sql()),
             self.table("events"),
-            self.table("identities")
         );
-        let query = self.query(&sql).bind_all(params).bind("namespace", namespace).bind("type", event_type);
-        query.named(&insert_name(&landing)).run().await
+        bind(self.query(&sql)).bind("namespace", namespace).bind("type", event_type).named(&insert_name(&landing)).run().await
     }
 
     /// Whether all INSERTs into the table of identities go to one server, whose parts tell what is claimed.

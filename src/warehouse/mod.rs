@@ -7,6 +7,7 @@ mod client;
 pub mod counted;
 mod identities;
 mod listings;
+mod purge;
 mod reading;
 mod replicas;
 pub mod row;

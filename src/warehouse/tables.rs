@@ -1,4 +1,4 @@
-//! What the operator asks of ClickHouse: tables, claims, counts, purges.
+//! What the operator asks of ClickHouse: tables, claims, counts.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use super::topology::{LOCAL, Topology};
 use super::{Error, Warehouse, schema};
 use crate::limits;
 use crate::warehouse::counted::counted;
-use crate::warehouse::schema::{Landings, StoredBefore, TableNote};
+use crate::warehouse::schema::{Landings, StoredBefore};
 use crate::warehouse::select::subjects_of_customers;
 use crate::warehouse::sql::identifier;
 
@@ -23,7 +23,7 @@ const INSERTS_END: Duration = Duration::from_secs(60);
 const COUNT: Duration = Duration::from_secs(5);
 
 /// Subjects of one parameter: the longest, with an escape for each byte, stay below [`PARAM_BYTES`].
-const SUBJECTS: usize = PARAM_BYTES / (2 * (limits::ATTRIBUTE_BYTES + 2));
+pub(super) const SUBJECTS: usize = PARAM_BYTES / (2 * (limits::ATTRIBUTE_BYTES + 2));
 
 impl Warehouse {
     /// Runs a DDL statement.
@@ -277,45 +277,6 @@ impl Warehouse {
         Ok(())
     }
 
-    /// Removes a namespace's events of some subjects from every table, retained meter tables included.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub async fn purge(&self, namespace: &str, subjects: &[&str], deadline: Duration) -> Result<(), Error> {
-        for subjects in subjects.chunks(SUBJECTS) {
-            self.delete_subjects(namespace, "events", subjects, deadline).await?;
-        }
-        // A backfill or a repeat that has read them already puts them back.
-        self.await_named(BACKFILL, deadline).await?;
-        self.await_named(INSERT, deadline).await?;
-        let notes = self.tables_with_prefix("meter_").await?;
-        let meters =
-            notes.iter().filter(|(_, comment)| serde_json::from_str::<TableNote>(comment).is_ok_and(|note| note.namespace == namespace));
-        for subjects in subjects.chunks(SUBJECTS) {
-            for (table, _) in meters.clone() {
-                self.delete(table, "subject IN {subjects:Array(String)}", namespace, subjects, deadline).await?;
-            }
-            for table in ["events", "cancelled_events", "rejects", "identities"] {
-                self.delete_subjects(namespace, table, subjects, deadline).await?;
-            }
-        }
-        Ok(())
-    }
-
-    async fn delete_subjects(&self, namespace: &str, table: &str, subjects: &[&str], deadline: Duration) -> Result<(), Error> {
-        let of = "namespace = {namespace:String} AND subject IN {subjects:Array(String)}";
-        self.delete(table, of, namespace, subjects, deadline).await
-    }
-
-    async fn delete(&self, table: &str, of: &str, namespace: &str, subjects: &[&str], deadline: Duration) -> Result<(), Error> {
-        let topology = self.topology();
-        let sql = format!("ALTER TABLE {}{} DELETE WHERE {of}", self.table(&topology.stored(table)), topology.on_cluster());
-        for query in self.query_each(&sql) {
-            query.bind("namespace", namespace).bind("subjects", subjects).within(deadline).run().await?;
-        }
-        Ok(())
-    }
-
     /// Makes sure that questions see a table at one moment, however often they name it ([`counted`]).
     async fn check_version(&self) -> Result<(), Error> {
         let version: String = self.query("SELECT version()").one().await?;
@@ -381,7 +342,7 @@ fn made_by<'a>(statement: &'a str, database: &str) -> Option<&'a str> {
 pub const BACKFILL: &str = "kubemeter-backfill";
 
 /// Start of the `query_id` of every statement that writes through any landing table.
-const INSERT: &str = "kubemeter-insert";
+pub(super) const INSERT: &str = "kubemeter-insert";
 
 /// Start of the `query_id` of every statement that writes through a landing table.
 pub fn insert_name(landing: &str) -> String {

@@ -1,6 +1,7 @@
 //! Whose usage it is: subjects, their customers, and purging.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kubemeter::api::{Aggregation, Customer, CustomerDeletionPolicy, DeletionPolicy, Meter, MeterSpec};
@@ -9,6 +10,7 @@ use kubemeter::warehouse::schema;
 use serde_json::{Value, json};
 
 use crate::lab::{Lab, NAMESPACE, event, spec, total};
+use crate::support::eventually;
 
 const AGGREGATIONS: [(&str, Aggregation); 7] = [
     ("count", Aggregation::Count),
@@ -209,6 +211,66 @@ async fn purging_a_customer_takes_all_of_it_from_every_table_and_nothing_of_othe
     lab.post(&json!([events[0], events[20]])).await.unwrap();
     assert_eq!(stored(&lab, &tables).await[&("events".to_owned(), "p1".to_owned())], 1);
     assert_eq!(value(&lab, "live", UsageQuery { subjects: vec!["p1".to_owned(), "p2".to_owned()], ..total() }).await.as_deref(), Some("2"));
+}
+
+/// Ids of the events of a subject that a table has, each with how many rows it has after duplicates are gone.
+async fn ids(lab: &Lab, table: &str, subject: &str) -> BTreeMap<u128, u64> {
+    let last = if table == "identities" { "" } else { "FINAL" };
+    let sql = format!("SELECT id, count() FROM {} {last} WHERE subject = {{subject:String}} GROUP BY id", lab.warehouse.table(table));
+    lab.warehouse.query(&sql).bind("subject", subject).rows().await.unwrap().into_iter().collect()
+}
+
+#[tokio::test]
+async fn an_event_that_comes_while_its_customer_is_purged_is_in_all_tables_or_in_none() {
+    let mut lab = Lab::new();
+    let meters =
+        [lab.meter("a", spec("t", Aggregation::Count, None, &[])).await, lab.meter("b", spec("t", Aggregation::Count, None, &[])).await];
+    let mut purged = lab.customer("purged", &["p"]).await;
+    purged.spec.deletion_policy = CustomerDeletionPolicy::Purge;
+    let gateways = [lab.another_gateway(), lab.another_gateway()];
+    let sent = |n: usize, time: &str| event(&format!("e{n}"), "t", "p", time, json!({}));
+    let (ended, came, posters) = (AtomicBool::new(false), AtomicUsize::new(0), 6);
+    let post = async |poster: usize| {
+        for n in (poster..).step_by(posters) {
+            if ended.load(Ordering::Relaxed) {
+                return;
+            }
+            let time = format!("2026-{:02}-04T05:06:07Z", 1 + n % 3);
+            // What was refused meanwhile is sent again below.
+            let _ = Lab::post_to(&gateways[poster % 2], &sent(n, &time)).await;
+            // Again, perhaps after its claim has gone.
+            let _ = Lab::post_to(&gateways[(poster + 1) % 2], &sent(n.saturating_sub(posters), &time)).await;
+            came.fetch_max(n + 1, Ordering::Relaxed);
+        }
+    };
+    let purge = async {
+        for turn in 1..=4 {
+            eventually("events have come", async || (came.load(Ordering::Relaxed) > turn * 60).then_some(())).await;
+            lab.reconciler.forget_customer(&purged).await.unwrap();
+        }
+        ended.store(true, Ordering::Relaxed);
+    };
+    tokio::join!(purge, futures::future::join_all((0..posters).map(post)));
+
+    let stored = ids(&lab, "events", "p").await;
+    assert!(stored.len() < came.load(Ordering::Relaxed), "nothing was purged");
+    for table in ["identities".to_owned(), table(&meters[0]), table(&meters[1])] {
+        let others = ids(&lab, &table, "p").await;
+        let differ: Vec<_> = stored.iter().filter(|(id, _)| !others.contains_key(id)).collect();
+        let more: Vec<_> = others.iter().filter(|(id, count)| stored.get(id) != Some(count)).collect();
+        assert!(differ.is_empty(), "{} events are not in {table}", differ.len());
+        assert!(more.is_empty() || table == "identities", "{} events are in {table} and not in events", more.len());
+    }
+    assert_eq!(lab.number("a").await, stored.len().to_string());
+    // Sent again, with other times, each counts once.
+    let came = came.load(Ordering::Relaxed);
+    let again: Vec<Value> = (0..came).map(|n| sent(n, "2026-07-04T05:06:07Z")).collect();
+    for again in again.chunks(500) {
+        lab.post(&json!(again)).await.unwrap();
+    }
+    for meter in ["a", "b"] {
+        assert_eq!(lab.number(meter).await, came.to_string());
+    }
 }
 
 #[tokio::test]
