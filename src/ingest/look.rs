@@ -51,8 +51,8 @@ struct Known {
 /// What a look at the blocks that are new found.
 #[derive(Default)]
 struct News {
-    /// Claims of one's own that others made, too.
-    contested: Vec<u128>,
+    /// Claims of one's own that others made, too, or that are not there.
+    doubtful: Vec<u128>,
     /// The number of the INSERT of one's own claims, when they are of one.
     block: Option<u64>,
 }
@@ -95,16 +95,24 @@ impl Lookup {
             && let Memory::Known(known) = &mut self.memory
         {
             match known.catch_up(&self.warehouse, CATCH_UP, claims).await {
-                Ok(Some(News { contested, block })) => return Ok((self.contested(contested).await?, block)),
+                Ok(Some(News { doubtful, block })) => return Ok((self.contested(&doubtful).await?, block)),
                 Ok(None) => self.memory = Memory::Absent(Instant::now() + AGAIN),
                 Err(why) => tracing::debug!(error = %why, "what is new in ClickHouse can't be read: identities are looked up"),
             }
         }
-        Ok((self.contested(claims.to_vec()).await?, None))
+        Ok((self.contested(claims).await?, None))
     }
 
-    async fn contested(&self, ids: Vec<u128>) -> Result<Claims, Error> {
-        Ok(self.ask(ids).await?.into_iter().filter(|(_, claim)| !claim.is_only).collect())
+    /// Which of claims that ClickHouse has confirmed are not the only ones. One that is not there by now was purged, or went to a
+    /// database that was dropped: what it was made for must not be written without it.
+    async fn contested(&self, claims: &[u128]) -> Result<Claims, Error> {
+        let mut found = self.ask(claims.to_vec()).await?;
+        if !claims.iter().all(|id| found.contains_key(id)) {
+            let why = "claims of identities are gone that ClickHouse had confirmed: their subject was purged, or the database made anew";
+            return Err(Error::Unavailable(why.to_owned()));
+        }
+        found.retain(|_, claim| !claim.is_only);
+        Ok(found)
     }
 
     /// Notes that all that the claims of an INSERT were made for is written.
@@ -207,10 +215,10 @@ impl Known {
             let new: Vec<_> = parts.into_iter().filter(|part| self.seen.misses(part)).collect();
             if new.is_empty() {
                 // A confirmed claim is there, in a new block: without one these are not the parts that it went to.
-                return Ok((claims.is_empty() || !news.contested.is_empty()).then_some(news));
+                return Ok((claims.is_empty() || !news.doubtful.is_empty()).then_some(news));
             }
             if let Some(block) = self.only_block(&new, claims) {
-                news.block = u64::try_from(block).ok().filter(|_| news.contested.is_empty());
+                news.block = u64::try_from(block).ok().filter(|_| news.doubtful.is_empty());
                 claims.iter().for_each(|id| self.seen.insert(*id));
                 new.iter().for_each(|part| self.seen.read(part));
                 return Ok(Some(news));
@@ -224,7 +232,7 @@ impl Known {
                     blocks.insert(block);
                     // Once it is this gateway's claim; twice there is another.
                     if std::mem::replace(once, true) {
-                        news.contested.push(id);
+                        news.doubtful.push(id);
                     }
                 }
             };
@@ -234,8 +242,9 @@ impl Known {
             let names: HashSet<&str> = now.iter().map(|part| part.name.as_str()).collect();
             if new.iter().all(|part| names.contains(part.name.as_str())) {
                 new.iter().for_each(|part| self.seen.read(part));
+                news.doubtful.extend(own.into_iter().filter(|(_, is_there)| !is_there).map(|(id, _)| id));
                 // Others' blocks have claims of ours only where they are contested.
-                news.block = blocks.iter().next().copied().filter(|_| blocks.len() == 1 && news.contested.is_empty());
+                news.block = blocks.iter().next().copied().filter(|_| blocks.len() == 1 && news.doubtful.is_empty());
                 return Ok(Some(news));
             }
             parts = now;

@@ -28,12 +28,12 @@ enum Asked {
 /// Tells that something came, and waits until it may go on.
 type Hold = (oneshot::Sender<()>, oneshot::Receiver<()>);
 
-/// A way to ClickHouse that tells what passes, and holds claims up until something is done.
+/// A way to ClickHouse that tells what passes, and holds something up until something else is done.
 #[derive(Clone, Default)]
 struct Way {
     asked: Arc<Mutex<Vec<Asked>>>,
-    /// Taken by the next claims: they pass when the other end of both was used.
-    held: Arc<Mutex<Option<Hold>>>,
+    /// Taken by the next of its kind: that passes when the other end of both was used.
+    held: Arc<Mutex<Option<(Asked, Hold)>>>,
     /// Whether ClickHouse knows no setting that INSERTs are begun with, as where its user may not set it.
     refuses: bool,
 }
@@ -67,8 +67,8 @@ impl Way {
                 _ => None,
             };
             self.asked.lock().unwrap().extend(asked);
-            let held = if asked == Some(Asked::Claims) { self.held.lock().unwrap().take() } else { None };
-            if let Some((came, go)) = held {
+            let held = self.held.lock().unwrap().take_if(|(of, _)| asked == Some(*of));
+            if let Some((_, (came, go))) = held {
                 came.send(()).unwrap();
                 go.await.unwrap();
             }
@@ -87,6 +87,13 @@ impl Way {
 
     fn forget(&self) {
         self.asked.lock().unwrap().clear();
+    }
+
+    /// Holds the next of a kind up until it is told to go on, and tells when it came.
+    fn hold(&self, of: Asked) -> (oneshot::Receiver<()>, oneshot::Sender<()>) {
+        let ((came, comes), (go, goes)) = (oneshot::channel(), oneshot::channel());
+        *self.held.lock().unwrap() = Some((of, (came, goes)));
+        (comes, go)
     }
 
     /// Whether an INSERT was begun before the look after the claims.
@@ -118,8 +125,7 @@ async fn lab(way: &Way) -> Lab {
 async fn rows_do_not_go_to_a_database_that_was_dropped_when_their_insert_had_begun() {
     let (way, direct) = (Way::default(), Lab::new());
     let lab = lab(&way).await;
-    let ((came, comes), (go, goes)) = (oneshot::channel(), oneshot::channel());
-    *way.held.lock().unwrap() = Some((came, goes));
+    let (comes, go) = way.hold(Asked::Claims);
     let dropping = async {
         comes.await.unwrap();
         // ClickHouse has begun it: it would write its rows to the tables that are dropped now, and confirm that, once another gateway
@@ -140,6 +146,38 @@ async fn rows_do_not_go_to_a_database_that_was_dropped_when_their_insert_had_beg
     assert_eq!(posted.unwrap().accepted, 1);
     let stored: u64 = lab.warehouse.query(&format!("SELECT count() FROM {}", lab.warehouse.table("events"))).one().await.unwrap();
     assert_eq!(stored, 2, "both were acknowledged");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_stored_whose_claim_has_gone() {
+    for is_new_database in [false, true] {
+        let way = Way::default();
+        let lab = lab(&way).await;
+        let sent = json!(["s", "other"].map(|subject| event(subject, "t", subject, TIME, json!({}))));
+        let (comes, go) = way.hold(Asked::Look);
+        let losing = async {
+            comes.await.unwrap();
+            if is_new_database {
+                lab.warehouse.run_ddl(&format!("DROP DATABASE `{}`", lab.warehouse.database())).await.unwrap();
+                let other = Lab::in_database(ClickHouse::shared().url(), lab.warehouse.database());
+                other.post(&event("first", "t", "s", TIME, json!({}))).await.unwrap();
+            } else {
+                // As a purge does it, which waits for INSERTs that were begun, and not for others.
+                lab.warehouse
+                    .run_ddl(&format!("ALTER TABLE {} DELETE WHERE subject = 's'", lab.warehouse.table("identities")))
+                    .await
+                    .unwrap();
+            }
+            go.send(()).unwrap();
+        };
+        let (posted, ()) = tokio::join!(lab.post(&sent), losing);
+        posted.unwrap_err();
+        lab.meter("count", spec("t", Aggregation::Count, None, &[])).await;
+        let before: u64 = lab.number("count").await.parse().unwrap();
+        let later = ["s", "other"].map(|subject| event(subject, "t", subject, "2026-05-04T05:06:07Z", json!({})));
+        lab.post(&json!(later)).await.unwrap();
+        assert_eq!(lab.number("count").await, (before + 2).to_string());
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
