@@ -23,13 +23,21 @@ pub(super) async fn claim(warehouse: &Warehouse, lookup: &mut Lookup, rows: &[&R
     if new.is_empty() {
         return Ok((first, None));
     }
-    let bytes = new.iter().map(|row| row.encoded_identity_len()).sum();
-    let (table, columns) = ("identities", IDENTITY_COLUMNS);
-    let insert = Insert { table, columns, bytes, name: "kubemeter-identities", deadline: INSERT, is_alone: false };
     // Claimed twice by a retry, it is claimed for the same key, and not taken for a first sending.
-    retried(warehouse, || warehouse.insert(insert, pieces(&new, bytes, Row::encode_identity))).await?;
+    insert_claims(warehouse, &new).await?;
     let ids: Vec<u128> = new.iter().map(|row| row.identity).collect();
     let (contested, block) = lookup.after(&ids).await?;
     first.extend(contested);
     Ok((first, block))
+}
+
+/// Writes claims of rows' identities for the keys that they have.
+pub(super) async fn insert_claims(warehouse: &Warehouse, rows: &[&Row]) -> Result<(), Error> {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let bytes = rows.iter().map(|row| row.encoded_identity_len()).sum();
+    let (table, columns) = ("identities", IDENTITY_COLUMNS);
+    let insert = Insert { table, columns, bytes, name: "kubemeter-identities", deadline: INSERT, is_alone: false };
+    retried(warehouse, || warehouse.insert(insert, pieces(rows, bytes, Row::encode_identity))).await
 }

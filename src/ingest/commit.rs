@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use tracing::{Instrument as _, Span};
 use uuid::Uuid;
 
-use super::claim::claim;
+use super::claim::{claim, insert_claims};
 use super::look::{Ids, Lookup};
 use super::send::{INSERT, begin, end, insert_events, insert_landings, retried, with_new_events};
 use crate::event::put_bytes;
@@ -315,18 +315,17 @@ async fn settle(warehouse: &Warehouse, lookup: &mut Lookup, round: &mut [Waiting
             // table lacks it. Had it been purged and completed since, or cancelled, its row would be another.
             let is_everywhere = stored.get(&row.identity) == Some(&true) && written.contains(&row.identity);
             let mut write_again = |row: &Row| {
-                let of = (row.namespace.to_string(), row.event.attributes.event_type().to_owned());
+                let of = (row.namespace.to_string(), of.event_type.clone());
                 settled.again.entry(of).or_default().push(row.identity);
                 *repeats = true;
             };
             match key {
                 // What is stored stays as it is.
                 Some(_) if is_everywhere => false,
-                Some(_) if is_stored && same_type => {
+                Some(_) if is_stored => {
                     write_again(row);
                     false
                 }
-                Some(_) if is_stored => false,
                 // Of another type it would be another event to other meters, and the one that claimed may never be stored.
                 _ if !same_type => {
                     refused.push(at - 1);
@@ -400,6 +399,8 @@ async fn write(warehouse: &Warehouse, round: Vec<Waiting>, settled: Settled, beg
 /// Stores what was claimed but not stored, and writes that and what was stored before to all tables.
 async fn write_again(warehouse: &Warehouse, completing: &[&Row], again: HashMap<(String, String), Vec<u128>>) -> Result<(), Error> {
     insert_events(warehouse, completing).await?;
+    // A purge may have taken the claims away since they were looked at.
+    insert_claims(warehouse, completing).await?;
     for ((namespace, event_type), ids) in again {
         retried(warehouse, || warehouse.write_again(&namespace, &event_type, &ids)).await?;
     }

@@ -5,10 +5,11 @@
 
 use std::time::Duration;
 
-use super::row::IDENTITY_COLUMNS;
+use super::row::{IDENTITY_COLUMNS, VERSION_MARK};
 use super::schema::TableNote;
+use super::select::NIL;
 use super::tables::{BACKFILL, INSERT, SUBJECTS};
-use super::{Error, Query, Warehouse};
+use super::{Error, Query, Topology, Warehouse};
 
 /// Events of some subjects.
 const OF_SUBJECTS: &str = "namespace = {namespace:String} AND subject IN {subjects:Array(String)}";
@@ -18,7 +19,7 @@ impl Warehouse {
     ///
     /// 1. From `events`, until nothing that read them before still writes: a cancellation or a backfill would put them back.
     ///    Whatever writes an event later than that leaves it in `events`.
-    /// 2. From the other tables.
+    /// 2. From the Meters' tables, and then all that there is besides.
     /// 3. What is in `events` after all came meanwhile, and may have been removed from a Meter's table, or its claim from
     ///    `identities`: these are written again as `events` has it.
     ///
@@ -28,7 +29,8 @@ impl Warehouse {
     /// See [`Error`].
     pub async fn purge(&self, namespace: &str, subjects: &[&str], deadline: Duration) -> Result<(), Error> {
         let all = || subjects.chunks(SUBJECTS);
-        for _ in 0..2 {
+        // A cancellation that has read an event writes it, and then writes it again.
+        for _ in 0..3 {
             for subjects in all() {
                 self.delete("events", OF_SUBJECTS, namespace, subjects, deadline).await?;
             }
@@ -37,27 +39,39 @@ impl Warehouse {
         }
         let notes = self.tables_with_prefix("meter_").await?;
         let is_of_namespace = |comment: &str| serde_json::from_str::<TableNote>(comment).is_ok_and(|note| note.namespace == namespace);
-        let meters: Vec<&str> = notes.iter().filter(|(_, comment)| is_of_namespace(comment)).map(|(table, _)| table.as_str()).collect();
-        for subjects in all() {
-            for table in &meters {
-                self.delete(table, "subject IN {subjects:Array(String)}", namespace, subjects, deadline).await?;
-            }
-            for table in ["cancelled_events", "rejects", "identities"] {
-                self.delete(table, OF_SUBJECTS, namespace, subjects, deadline).await?;
+        let meters = notes.iter().filter(|(_, comment)| is_of_namespace(comment)).map(|(table, _)| table);
+        for table in meters {
+            for subjects in all() {
+                // First what is not cancelled: without its cancellation an event would count again, for a moment.
+                let of_subjects = "subject IN {subjects:Array(String)}";
+                self.delete(table, &format!("{of_subjects} AND version < {VERSION_MARK}"), namespace, subjects, deadline).await?;
+                self.delete(table, of_subjects, namespace, subjects, deadline).await?;
             }
         }
-        // Of an event whose claim is gone by now the INSERT runs, or has ended.
-        self.await_named(INSERT, deadline).await?;
+        // The claim of what came meanwhile stays where that can be told: a shard doesn't have the events of its claims.
+        let claims = match self.topology() {
+            Topology::Single => {
+                format!("{OF_SUBJECTS} AND id NOT IN (SELECT id FROM {} WHERE {OF_SUBJECTS})", self.table("events"))
+            }
+            Topology::Cluster(_) => OF_SUBJECTS.to_owned(),
+        };
         for subjects in all() {
+            for table in ["cancelled_events", "rejects"] {
+                self.delete(table, OF_SUBJECTS, namespace, subjects, deadline).await?;
+            }
+            self.delete("identities", &claims, namespace, subjects, deadline).await?;
+            // Of an event whose claim is gone by now the INSERT runs, or has ended.
+            self.await_named(INSERT, deadline).await?;
             self.keep_whole(namespace, subjects, deadline).await?;
         }
         Ok(())
     }
 
-    /// Writes what `events` has of some subjects to all tables, and claims what has no claim.
+    /// Writes what `events` has of some subjects to all tables, notes what is cancelled of it, and claims what has no claim.
     async fn keep_whole(&self, namespace: &str, subjects: &[&str], deadline: Duration) -> Result<(), Error> {
         let of = |sql: &str| -> Query<'_> { self.query(sql).bind("namespace", namespace).bind("subjects", subjects).within(deadline) };
-        let (events, identities) = (self.table("events"), self.table("identities"));
+        self.on_every_replica("events").await?;
+        let (events, identities, cancelled) = (self.table("events"), self.table("identities"), self.table("cancelled_events"));
         let types = of(&format!("SELECT DISTINCT type FROM {events} WHERE {OF_SUBJECTS}")).rows::<String>().await?;
         if types.is_empty() {
             return Ok(());
@@ -68,6 +82,11 @@ impl Warehouse {
              AND id NOT IN (SELECT id FROM {identities} WHERE id IN (SELECT id FROM {events} WHERE {OF_SUBJECTS}))"
         );
         of(&claim).named("kubemeter-identities").run().await?;
+        let note = format!(
+            "INSERT INTO {cancelled} (namespace, cancellation, type, subject, time, id) \
+             SELECT namespace, cancellation, type, subject, time, id FROM {events} FINAL WHERE {OF_SUBJECTS} AND cancellation != {NIL}"
+        );
+        of(&note).run().await?;
         for event_type in types {
             let of_subjects = "subject IN {subjects:Array(String)}";
             self.copy_events(namespace, &event_type, of_subjects, |query| query.bind("subjects", subjects).within(deadline)).await?;

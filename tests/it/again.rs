@@ -118,6 +118,20 @@ async fn what_its_gateway_wrote_whole_is_not_written_again() {
 
 /// Every mixture of rows that one key may have, in random parts, against what the versions say.
 #[tokio::test]
+async fn what_comes_again_with_another_type_is_written_again_as_it_was_stored() {
+    let lab = Lab::new();
+    let meter = lab.meter("count", spec("t", Aggregation::Count, None, &[])).await;
+    lab.post(&event("e", "t", "s", TIME, json!({}))).await.unwrap();
+    // As if its INSERT had been cut off between the two tables.
+    let table = lab.warehouse.topology().stored(&meter.status.unwrap().active.unwrap().table);
+    lab.warehouse.run_ddl(&format!("TRUNCATE TABLE {}", lab.warehouse.table(&table))).await.unwrap();
+    assert_eq!(lab.number("count").await, "0");
+    let told = Lab::post_to(&lab.another_gateway(), &event("e", "other", "s", TIME, json!({}))).await.unwrap();
+    assert_eq!(told.accepted, 1);
+    assert_eq!(lab.number("count").await, "1");
+}
+
+#[tokio::test]
 async fn of_every_mixture_of_rows_the_one_with_the_greatest_version_counts() {
     const KEYS: u64 = 2_000;
     let lab = Lab::new();

@@ -238,8 +238,8 @@ async fn an_event_that_comes_while_its_customer_is_purged_is_in_all_tables_or_in
             let time = format!("2026-{:02}-04T05:06:07Z", 1 + n % 3);
             // What was refused meanwhile is sent again below.
             let _ = Lab::post_to(&gateways[poster % 2], &sent(n, &time)).await;
-            // Again, perhaps after its claim has gone.
-            let _ = Lab::post_to(&gateways[(poster + 1) % 2], &sent(n.saturating_sub(posters), &time)).await;
+            // Again, perhaps when its claim has gone, and with another time.
+            let _ = Lab::post_to(&gateways[(poster + 1) % 2], &sent(n.saturating_sub(posters), "2026-06-04T05:06:07Z")).await;
             came.fetch_max(n + 1, Ordering::Relaxed);
         }
     };
