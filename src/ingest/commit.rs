@@ -12,13 +12,13 @@ use tracing::{Instrument as _, Span};
 use uuid::Uuid;
 
 use super::claim::{claim, insert_claims};
-use super::look::{Ids, Lookup};
-use super::send::{INSERT, begin, end, insert_events, insert_landings, retried, with_new_events};
+use super::look::{Claims, Ids, Lookup};
+use super::send::{Early, INSERT, begin, insert_events, insert_landings, new_rows, retried};
 use crate::event::put_bytes;
 use crate::telemetry::Metrics;
 use crate::warehouse::row::{Row, put_uuid};
 use crate::warehouse::schema::Landings;
-use crate::warehouse::{Begun, Error, Insert, StoredKey, Warehouse};
+use crate::warehouse::{Error, Insert, StoredKey, Warehouse};
 
 /// Bytes of memory of rows that may wait or be on their way ([`Row::weight`]). Beyond, requests are told to come again.
 const QUEUE_BYTES: usize = 64 * 1_024 * 1_024;
@@ -237,20 +237,25 @@ async fn rounds(warehouse: Warehouse, metrics: Arc<Metrics>, mut waiting: mpsc::
             span.follows_from(waiting.span.id());
         }
         let timer = metrics.insert_seconds.start_timer();
-        let tables = if is_calm { with_new_events(&warehouse, &lookup, rows_of(&round)) } else { HashMap::new() };
-        let begin = begin(&warehouse, tables, round.len() == 1);
-        let settle = settle(&warehouse, &mut lookup, &mut round).instrument(tracing::info_span!(parent: &span, "claim"));
-        let (begun, settled) = tokio::join!(begin, settle);
+        let claiming = tracing::info_span!(parent: &span, "claim");
+        let (claimed, early) = {
+            let new = if is_calm { new_rows(&warehouse, &lookup, rows_of(&round)) } else { HashMap::new() };
+            tokio::join!(claim_all(&warehouse, &mut lookup, &round).instrument(claiming.clone()), begin(&warehouse, new))
+        };
+        let settled = match claimed {
+            Ok(claimed) => settle(&warehouse, &mut lookup, &mut round, claimed).instrument(claiming).await,
+            Err(error) => Err(error),
+        };
         is_calm = settled.is_ok();
         match settled {
             Ok(settled) => {
                 let block = settled.block;
-                let is_written = write(&warehouse, round, settled, begun).instrument(span).await;
+                let is_written = write(&warehouse, round, settled, early).instrument(span).await;
                 block.filter(|_| is_written).into_iter().for_each(|block| lookup.written(block));
             }
             Err(error) => {
+                drop(early);
                 answer(round, |_| Err(error.clone()));
-                end(&warehouse, begun);
             }
         }
         go = Instant::now() + Duration::from_secs_f64(timer.stop_and_record()).min(LINGER);
@@ -275,8 +280,18 @@ struct Settled {
     again: HashMap<(String, String), Vec<u128>>,
 }
 
-/// Gives every row the key of its identity, and leaves only rows that are to be written.
-async fn settle(warehouse: &Warehouse, lookup: &mut Lookup, round: &mut [Waiting]) -> Result<Settled, Error> {
+/// What is claimed of a round's identities.
+struct Claimed {
+    /// By others, or by this gateway before.
+    before: Claims,
+    /// The number of the INSERT of its claims, where it is known.
+    block: Option<u64>,
+    /// The keys of identities that come twice in the round.
+    twice: HashMap<u128, StoredKey>,
+}
+
+/// Claims what is new in a round.
+async fn claim_all(warehouse: &Warehouse, lookup: &mut Lookup, round: &[Waiting]) -> Result<Claimed, Error> {
     let rows = || rows_of(round);
     let (mut firsts, mut twice) = (Vec::with_capacity(rows().count()), Ids::default());
     let mut ids = Ids::with_capacity_and_hasher(firsts.capacity(), RandomState::default());
@@ -287,11 +302,16 @@ async fn settle(warehouse: &Warehouse, lookup: &mut Lookup, round: &mut [Waiting
             twice.insert(row.identity);
         }
     }
-    let (claimed, block) = claim(warehouse, lookup, &firsts).await?;
-    let in_round: HashMap<u128, StoredKey> =
-        firsts.iter().filter(|row| twice.contains(&row.identity)).map(|row| (row.identity, row.key())).collect();
+    let (before, block) = claim(warehouse, lookup, &firsts).await?;
+    let twice = firsts.iter().filter(|row| twice.contains(&row.identity)).map(|row| (row.identity, row.key())).collect();
+    Ok(Claimed { before, block, twice })
+}
+
+/// Gives every row the key of its identity, and leaves only rows that are to be written.
+async fn settle(warehouse: &Warehouse, lookup: &mut Lookup, round: &mut [Waiting], claimed: Claimed) -> Result<Settled, Error> {
+    let Claimed { before: claimed, block, twice: in_round } = claimed;
     let landings = warehouse.ensure_bootstrap().await?;
-    let mut settled = Settled { landings, block, has_twice: !twice.is_empty(), completed: Ids::default(), again: HashMap::new() };
+    let mut settled = Settled { landings, block, has_twice: !in_round.is_empty(), completed: Ids::default(), again: HashMap::new() };
     if claimed.is_empty() && in_round.is_empty() {
         return Ok(settled);
     }
@@ -355,7 +375,7 @@ async fn settle(warehouse: &Warehouse, lookup: &mut Lookup, round: &mut [Waiting
 }
 
 /// Whether ClickHouse has confirmed every row.
-async fn write(warehouse: &Warehouse, round: Vec<Waiting>, settled: Settled, begun: HashMap<String, Begun>) -> bool {
+async fn write(warehouse: &Warehouse, round: Vec<Waiting>, settled: Settled, early: HashMap<String, Early>) -> bool {
     let mut kept = Vec::new();
     round.iter().flat_map(|waiting| &waiting.submission.rejects).for_each(|reject| reject.encode(&mut kept));
     let mut rows: Vec<&Row> = rows_of(&round).collect();
@@ -365,15 +385,10 @@ async fn write(warehouse: &Warehouse, round: Vec<Waiting>, settled: Settled, beg
     }
     let (completing, rows): (Vec<&Row>, Vec<&Row>) = rows.into_iter().partition(|row| settled.completed.contains(&row.identity));
     // The look after the claims found them in the one table of identities that this gateway knows, so the database is that in which
-    // the INSERTs were begun. One that was dropped meanwhile would take their rows, and say so.
-    let begun = if settled.block.is_some() {
-        begun
-    } else {
-        end(warehouse, begun);
-        HashMap::new()
-    };
+    // the INSERTs were begun. One that was dropped meanwhile would take their end, and say so.
+    let early = if settled.block.is_some() { early } else { HashMap::new() };
     let (landed, rejects, again) = tokio::join!(
-        insert_landings(warehouse, settled.landings, &rows, round.len() == 1, begun),
+        insert_landings(warehouse, settled.landings, &rows, round.len() == 1, early),
         insert_rejects(warehouse, kept.into()),
         write_again(warehouse, &completing, settled.again)
     );

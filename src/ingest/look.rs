@@ -194,6 +194,9 @@ fn load(warehouse: &Warehouse) -> JoinHandle<Option<Known>> {
                 return Ok(None);
             }
             let (table, parts) = warehouse.identity_parts().await?;
+            if !warehouse.learn_to_begin().await? {
+                tracing::info!("ClickHouse doesn't prepare INSERTs before they end: acknowledgements take longer");
+            }
             let claimed: u64 = parts.iter().map(|part| part.rows).sum();
             let mut known = Known { table, seen: Seen::with_room_for(claimed.saturating_mul(2)), whole: Whole::none() };
             Ok::<_, Error>(known.catch_up(&warehouse, LOAD, &[]).await?.map(|_| known))

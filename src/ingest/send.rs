@@ -1,4 +1,4 @@
-//! How rows are sent: in pieces, again while ClickHouse says "not now", and for landing tables by INSERTs that were begun before.
+//! How rows are sent: in pieces, again while ClickHouse says "not now", and new ones beside their claims.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,46 +17,58 @@ use crate::warehouse::{Begun, COMPLETED, Error, Insert, Topology, Warehouse, ins
 const PIECE: usize = 128 * 1_024;
 /// Deadline of one INSERT.
 pub(super) const INSERT: Duration = Duration::from_secs(30);
+/// Longest time between the rows of an INSERT that is begun before their claims, ms: a year.
+const SPAN_MS: i64 = 366 * 86_400_000;
 /// Most landing tables of a round whose INSERTs are begun before its claims: each holds a place among the statements that ClickHouse
 /// runs at a time, and the claims need one.
 const BEGUN: usize = 8;
 /// How long an INSERT that ClickHouse did not take is tried again before its requests are told.
 const RETRY_FOR: Duration = Duration::from_secs(4);
 
-/// Landing tables of a round that seem to get new events, with the bytes of all rows for them: it is worth to begin their INSERTs
-/// before that is certain.
-pub(super) fn with_new_events<'a>(warehouse: &Warehouse, lookup: &Lookup, rows: impl Iterator<Item = &'a Row>) -> HashMap<String, usize> {
-    // A cluster's shards analyse their views when rows come: nothing would be gained.
-    let Some(landings) = warehouse.landings().filter(|_| *warehouse.topology() == Topology::Single) else { return HashMap::new() };
-    let mut tables: HashMap<u64, (usize, bool)> = HashMap::new();
-    for row in rows {
-        let (bytes, has_new) = tables.entry(landings.number(row.landing)).or_default();
-        *bytes += row.encoded_len();
-        *has_new = *has_new || lookup.is_new(row.identity);
-    }
-    let tables = tables.into_iter().filter(|(_, (_, has_new))| *has_new).map(|(number, (bytes, _))| (landings.name(number), bytes));
-    tables.filter(|(table, _)| warehouse.has_landing(table)).collect()
+/// An INSERT that was begun beside its rows' claims.
+pub(super) struct Early {
+    insert: Begun,
+    /// Identities of the rows that were sent, in their order.
+    ids: Vec<u128>,
 }
 
-/// Begins the INSERTs into landing tables, so that ClickHouse analyses their views while identities are claimed. No row is sent before
-/// that. A table without one is inserted into as a whole afterwards.
-pub(super) async fn begin(warehouse: &Warehouse, tables: HashMap<String, usize>, is_alone: bool) -> HashMap<String, Begun> {
-    if tables.len() > BEGUN {
-        return HashMap::new();
+/// Rows of a round that seem to be new events, by landing table: their INSERTs are begun before that is certain.
+pub(super) fn new_rows<'a>(warehouse: &Warehouse, lookup: &Lookup, rows: impl Iterator<Item = &'a Row>) -> HashMap<String, Vec<&'a Row>> {
+    // A cluster's shards prepare rows when all are there: nothing would be gained.
+    let Some(landings) = warehouse.landings().filter(|_| *warehouse.topology() == Topology::Single) else { return HashMap::new() };
+    let mut tables: HashMap<u64, Vec<&Row>> = HashMap::new();
+    for row in rows.filter(|row| lookup.is_new(row.identity)) {
+        tables.entry(landings.number(row.landing)).or_default().push(row);
     }
-    let begin = tables.into_iter().map(|(table, bytes)| async move {
-        let begun = warehouse.begin(event_insert(&table, &insert_name(&table), bytes, is_alone)).await;
-        Some((table, begun?))
+    // Until they are shown each month's part keeps its files open.
+    let span_ms = |rows: &[&Row]| {
+        let times = || rows.iter().map(|row| row.time_ms);
+        times().max().zip(times().min()).map_or(0, |(last, first)| last.saturating_sub(first))
+    };
+    let tables = tables.into_iter().filter(|(_, rows)| span_ms(rows) <= SPAN_MS).map(|(number, rows)| (landings.name(number), rows));
+    let tables: HashMap<_, _> = tables.filter(|(table, _)| warehouse.has_landing(table)).collect();
+    if tables.len() > BEGUN { HashMap::new() } else { tables }
+}
+
+/// Begins the INSERTs into landing tables with rows that seem to be new, so that ClickHouse prepares them while their identities are
+/// claimed. It shows none of them before [`insert_landings`] ends the INSERT; dropped, it is as if nothing had been sent.
+pub(super) async fn begin(warehouse: &Warehouse, tables: HashMap<String, Vec<&Row>>) -> HashMap<String, Early> {
+    let begin = tables.into_iter().map(|(table, rows)| async move {
+        let bytes = rows.iter().map(|row| row.encoded_len()).sum();
+        let (name, ids) = (insert_name(&table), rows.iter().map(|row| row.identity).collect());
+        let pieces = pieces(&rows, bytes, |row, out| row.encode(out, false));
+        let insert = warehouse.begin(event_insert(&table, &name, bytes, true), rows.len(), pieces).await?;
+        Some((table, Early { insert, ids }))
     });
     futures::future::join_all(begin).await.into_iter().flatten().collect()
 }
 
-/// Ends INSERTs that were begun for nothing: without rows they change nothing, and nobody waits for them.
-pub(super) fn end(warehouse: &Warehouse, begun: HashMap<String, Begun>) {
-    for begun in begun.into_values() {
-        let warehouse = warehouse.clone();
-        tokio::spawn(async move { warehouse.finish(begun, std::iter::empty()).await });
-    }
+/// Which of a table's rows were not sent by an INSERT that was begun. None: that sent one that is not to be written, or not so; or too few
+/// for those that are left, of which ClickHouse would make as small blocks.
+fn rest<'a>(rows: &[&'a Row], sent: &[u128]) -> Option<Vec<&'a Row>> {
+    let mut ids = sent.iter().peekable();
+    let rest: Vec<&Row> = rows.iter().copied().filter(|row| ids.next_if_eq(&&row.identity).is_none()).collect();
+    (ids.next().is_none() && rest.len() <= sent.len()).then_some(rest)
 }
 
 const fn event_insert<'a>(table: &'a str, name: &'a str, bytes: usize, is_alone: bool) -> Insert<'a> {
@@ -69,7 +81,7 @@ pub(super) async fn insert_landings(
     landings: Landings,
     rows: &[&Row],
     is_alone: bool,
-    mut begun: HashMap<String, Begun>,
+    mut early: HashMap<String, Early>,
 ) -> HashMap<u64, Result<(), Error>> {
     let mut by_number: HashMap<u64, Vec<&Row>> = HashMap::new();
     rows.iter().for_each(|row| by_number.entry(landings.number(row.landing)).or_default().push(row));
@@ -77,31 +89,34 @@ pub(super) async fn insert_landings(
         .into_iter()
         .map(|(number, rows)| {
             let table = landings.name(number);
-            let begun = begun.remove(&table);
+            let early = early.remove(&table);
             async move {
                 let span = tracing::info_span!("INSERT", table);
-                (number, insert_rows(warehouse, &table, &rows, is_alone, begun).instrument(span).await)
+                (number, insert_rows(warehouse, &table, &rows, is_alone, early).instrument(span).await)
             }
         })
         .collect();
-    // All rows of these tables were stored already.
-    end(warehouse, begun);
     futures::future::join_all(inserts).await.into_iter().collect()
 }
 
 /// Writes rows into one landing table.
-async fn insert_rows(warehouse: &Warehouse, table: &str, rows: &[&Row], is_alone: bool, begun: Option<Begun>) -> Result<(), Error> {
+async fn insert_rows(warehouse: &Warehouse, table: &str, rows: &[&Row], is_alone: bool, early: Option<Early>) -> Result<(), Error> {
     let (bytes, name) = (rows.iter().map(|row| row.encoded_len()).sum(), insert_name(table));
-    let (since, has_begun) = (Instant::now(), begun.is_some());
-    if let Some(begun) = begun {
-        match warehouse.finish(begun, pieces(rows, bytes, |row, out| row.encode(out, false))).await {
+    let (since, was_begun) = (Instant::now(), early.is_some());
+    if let Some(Early { insert, ids }) = early
+        && let Some(rest) = rest(rows, &ids)
+    {
+        match warehouse.finish(insert, pieces(&rest, bytes, |row, out| row.encode(out, false))).await {
             Err(error) if since.elapsed() > RETRY_FOR => return Err(error),
-            Err(why) => tracing::debug!(%why, table, "an INSERT that was begun early is tried again as a whole"),
+            Err(why) => {
+                warehouse.note_begun(&why);
+                tracing::debug!(%why, table, "an INSERT that was begun early is tried again as a whole");
+            }
             Ok(()) => return Ok(()),
         }
     }
     // An INSERT that failed may have stored all or some: from then on the rows are none that come for the first time.
-    let is_sent = AtomicBool::new(has_begun);
+    let is_sent = AtomicBool::new(was_begun);
     retried(warehouse, || async {
         warehouse.ensure_landing(table).await?;
         let is_again = is_sent.swap(true, Ordering::Relaxed);

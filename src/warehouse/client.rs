@@ -1,7 +1,6 @@
 //! Calls to ClickHouse, each with a deadline and an error that says whether trying again can help.
 
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -14,11 +13,11 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use serde::Serialize;
 
+use super::begun::Begun;
 use super::reading::{FewSubjects, few_subjects};
 use super::schema::Landings;
 use super::sql;
 use super::topology::Topology;
-use crate::event::{put_bytes, put_varint};
 use crate::limits;
 
 /// Deadline of statements that answer at once: DDL, look-ups, listings.
@@ -57,8 +56,8 @@ pub struct Warehouse {
     topology: Arc<Topology>,
     database: String,
     made: Arc<Mutex<Made>>,
-    /// Whether ClickHouse takes INSERTs that are begun before their rows are there.
-    begins: Arc<AtomicBool>,
+    /// See [`Warehouse::learn_to_begin`].
+    pub(super) unended: Arc<Mutex<Option<Vec<String>>>>,
     pub(super) few_subjects: FewSubjects,
 }
 
@@ -149,21 +148,14 @@ pub struct Insert<'a> {
 }
 
 impl Insert<'_> {
-    fn sql(&self, warehouse: &Warehouse, format: &str) -> String {
+    pub(super) fn sql(&self, warehouse: &Warehouse, format: &str) -> String {
         format!("INSERT INTO {} ({}) FORMAT {format}", warehouse.table(self.table), self.columns)
     }
 }
 
-/// An INSERT whose rows come later.
-pub struct Begun {
-    insert: InsertFormatted,
-    deadline: Duration,
-    is_early: bool,
-}
-
 /// Bytes of rows below which an INSERT goes through its views in one thread, one after the other: sharing such a few rows out costs
 /// an eighth of its CPU. Where there is nothing else to do it takes a quarter less time.
-const SMALL_INSERT: usize = 64 * 1_024;
+pub(super) const SMALL_INSERT: usize = 64 * 1_024;
 
 /// Linux's nice value of statements in the background: the highest. They get what others leave, and a hundredth at least.
 const NICE: &str = "19";
@@ -348,7 +340,7 @@ impl Warehouse {
             topology,
             database: options.database.clone(),
             made: Arc::default(),
-            begins: Arc::new(AtomicBool::new(true)),
+            unended: Arc::default(),
             few_subjects: few_subjects(),
         }
     }
@@ -388,67 +380,21 @@ impl Warehouse {
     /// # Errors
     /// See [`Error`]; after any of them the rows may or may not be there.
     pub async fn insert(&self, insert: Insert<'_>, pieces: impl Iterator<Item = Bytes>) -> Result<(), Error> {
-        let prepared = self.prepared(&insert, &insert.sql(self, "RowBinary"));
-        self.finish(Begun { insert: prepared, deadline: insert.deadline, is_early: false }, pieces).await
-    }
-
-    /// Begins an INSERT whose rows come later: meanwhile ClickHouse reads the statement and sets up its views, which takes as long as
-    /// to write a few rows. For all who wait for INSERTs it runs from then on. None: it can't be begun.
-    pub async fn begin(&self, insert: Insert<'_>) -> Option<Begun> {
-        if !self.begins.load(Ordering::Relaxed) {
-            return None;
+        let mut prepared = self.prepared(&insert, &insert.sql(self, "RowBinary"));
+        if insert.bytes < SMALL_INSERT && !insert.is_alone {
+            prepared = prepared.with_setting("max_threads", "1").with_setting("parallel_view_processing", "0");
         }
-        // Bytes that say no more than the statement: without any ClickHouse would have nothing to read, and wait.
-        let sql = insert.sql(self, "RowBinaryWithNames");
-        let names: Vec<&str> = insert.columns.split(", ").collect();
-        let mut header = Vec::with_capacity(1 + insert.columns.len());
-        put_varint(&mut header, names.len());
-        names.iter().for_each(|name| put_bytes(&mut header, name.as_bytes()));
-        // It begins when it has read this and one byte of what follows, by default 256 KiB. It ends the statement's line itself.
-        let mut begun = self.prepared(&insert, &sql).with_setting("max_query_size", (sql.len() + 1).to_string());
-        let deadline = insert.deadline;
-        let sent = self.timed(deadline, async move { begun.send(header.into()).await.map(|()| begun) }).await;
-        sent.ok().map(|insert| Begun { insert, deadline, is_early: true })
+        let insert = Begun { insert: prepared, deadline: insert.deadline };
+        self.finish(insert, pieces).await
     }
 
-    /// Sends the rows of an INSERT that was begun, none if there are none. As [`insert`](Self::insert) from there on.
-    ///
-    /// # Errors
-    /// See [`insert`](Self::insert).
-    pub async fn finish(&self, begun: Begun, pieces: impl Iterator<Item = Bytes>) -> Result<(), Error> {
-        let Begun { mut insert, deadline, is_early } = begun;
-        let done = self.timed(deadline, async move {
-            for piece in pieces {
-                insert.send(piece).await?;
-            }
-            insert.end().await
-        });
-        let done = done.await;
-        if let Err(Error::Refused(why)) = &done
-            && is_early
-            && self.begins.swap(false, Ordering::Relaxed)
-        {
-            tracing::warn!(
-                why,
-                "ClickHouse refuses INSERTs whose rows come later (may its user set max_query_size?): none is begun any more"
-            );
-        }
-        done
-    }
-
-    fn prepared(&self, insert: &Insert<'_>, sql: &str) -> InsertFormatted {
-        let prepared = self
-            .client
+    pub(super) fn prepared(&self, insert: &Insert<'_>, sql: &str) -> InsertFormatted {
+        self.client
             .insert_formatted_with(sql)
             .with_setting("query_id", format!("{}-{}", insert.name, uuid::Uuid::new_v4()))
             .with_setting("max_execution_time", insert.deadline.as_secs().to_string())
             // No key comes twice in a round: collapsing a block before it is written would cost an eighth of the INSERT for nothing.
-            .with_setting("optimize_on_insert", "0");
-        if insert.bytes < SMALL_INSERT && !insert.is_alone {
-            prepared.with_setting("max_threads", "1").with_setting("parallel_view_processing", "0")
-        } else {
-            prepared
-        }
+            .with_setting("optimize_on_insert", "0")
     }
 
     /// Whether ClickHouse answers.
@@ -464,7 +410,7 @@ impl Warehouse {
         self.made.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn timed<T>(&self, deadline: Duration, call: impl Future<Output = clickhouse::error::Result<T>>) -> Result<T, Error> {
+    pub(super) async fn timed<T>(&self, deadline: Duration, call: impl Future<Output = clickhouse::error::Result<T>>) -> Result<T, Error> {
         match tokio::time::timeout(deadline, call).await {
             Ok(result) => result.map_err(Error::from).inspect_err(|error| {
                 // ClickHouse lost its tables (restored, or another one): make them again when next needed.

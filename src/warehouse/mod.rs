@@ -2,6 +2,7 @@
 //!
 //! [`schema`], [`select`], [`counted`] and [`row`] are pure text and bytes; [`client`] does the I/O, each call with a deadline.
 
+mod begun;
 mod cancellations;
 mod client;
 pub mod counted;
@@ -17,7 +18,8 @@ pub mod sql;
 mod tables;
 mod topology;
 
-pub use client::{Begun, Error, Insert, Query, Rows, Warehouse, WarehouseOptions};
+pub use begun::Begun;
+pub use client::{Error, Insert, Query, Rows, Warehouse, WarehouseOptions};
 pub use identities::{COMPLETED, Claim, IdentityPart, IdentityTable, StoredKey};
 pub use listings::{EventRecord, RejectRecord};
 pub use tables::{BACKFILL, insert_name};

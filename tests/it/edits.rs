@@ -106,10 +106,10 @@ async fn no_event_is_lost_or_doubled_while_a_meter_is_made() {
     }
 }
 
-/// An INSERT into the landing table of type `t` that has begun, as a gateway begins it, and whose row has not come yet.
+/// An INSERT into the landing table of type `t` that has begun, as a gateway begins it, and has not ended yet.
 struct SlowInsert {
     begun: Begun,
-    row: Vec<u8>,
+    id: String,
 }
 
 impl SlowInsert {
@@ -126,32 +126,42 @@ impl SlowInsert {
         let id = format!("{}-{name}", insert_name(&landing));
         let deadline = Duration::from_secs(30);
         let insert = Insert { table: &landing, columns: COLUMNS, bytes: row.len(), name: &id, deadline, is_alone: true };
-        let begun = lab.warehouse.begin(insert).await.unwrap();
-        let running = async || {
-            let running = "SELECT count() FROM system.processes WHERE startsWith(query_id, {id:String})";
-            let running: u64 = lab.warehouse.query(running).bind("id", &id).one().await.unwrap();
-            (running > 0).then_some(())
-        };
-        eventually("ClickHouse has begun the INSERT, without a row", running).await;
-        Self { begun, row }
+        assert!(lab.warehouse.learn_to_begin().await.unwrap());
+        let begun = lab.warehouse.begin(insert, 1, std::iter::once(row.into())).await.unwrap();
+        let slow = Self { begun, id };
+        eventually("ClickHouse has prepared the row", async || slow.written(lab).await.filter(|written| *written > 0)).await;
+        slow
+    }
+
+    /// How many rows ClickHouse has prepared while it runs.
+    async fn written(&self, lab: &Lab) -> Option<u64> {
+        let written = "SELECT written_rows FROM system.processes WHERE startsWith(query_id, {id:String})";
+        lab.warehouse.query(written).bind("id", &self.id).rows::<u64>().await.unwrap().first().copied()
     }
 
     async fn end(self, lab: &Lab) {
-        lab.warehouse.finish(self.begun, std::iter::once(self.row.into())).await.unwrap();
+        lab.warehouse.finish(self.begun, std::iter::empty()).await.unwrap();
     }
 }
 
 #[tokio::test]
-async fn an_insert_that_was_begun_for_nothing_changes_nothing() {
+async fn an_insert_that_is_not_ended_is_not_seen_and_broken_off_it_never_was() {
     let lab = Lab::new();
     lab.meter("m", spec("t", Aggregation::Sum, Some("$.v"), &[])).await;
+    let stored = async || {
+        let stored: u64 = lab.warehouse.query(&format!("SELECT count() FROM {}", lab.warehouse.table("events"))).one().await.unwrap();
+        (stored, lab.number("m").await)
+    };
     let slow = SlowInsert::begin(&lab, "slow").await;
-    lab.warehouse.finish(slow.begun, std::iter::empty()).await.unwrap();
-    assert_eq!(lab.number("m").await, "0");
-    let stored = format!("SELECT count() FROM {}", lab.warehouse.table("events"));
-    assert_eq!(lab.warehouse.query(&stored).one::<u64>().await.unwrap(), 0);
+    assert_eq!(stored().await, (0, "0".to_owned()));
+    let SlowInsert { begun, id } = slow;
+    drop(begun);
+    let running = "SELECT count() FROM system.processes WHERE startsWith(query_id, {id:String})";
+    eventually("it has ended", async || (lab.warehouse.query(running).bind("id", &id).one::<u64>().await.unwrap() == 0).then_some(()))
+        .await;
+    assert_eq!(stored().await, (0, "0".to_owned()));
     SlowInsert::begin(&lab, "slow").await.end(&lab).await;
-    assert_eq!(lab.number("m").await, "5");
+    assert_eq!(stored().await, (1, "5".to_owned()));
 }
 
 #[tokio::test]
