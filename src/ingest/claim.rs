@@ -9,6 +9,8 @@
 //! Of all who claim an identity one at most sees no other claim: the first one, if it looks before the second claims. It
 //! alone writes a *first sending*, once; everybody else's rows say that there may be others ([`crate::warehouse::row`]).
 
+use tokio::sync::watch;
+
 use super::look::{Claims, Lookup};
 use super::send::{INSERT, pieces, retried};
 use crate::warehouse::row::{IDENTITY_COLUMNS, Row};
@@ -16,8 +18,13 @@ use crate::warehouse::{Error, Insert, Warehouse};
 
 /// Claims what is new among rows of different identities, and tells the first claims of all identities that were claimed
 /// before or are claimed more than once. What it doesn't tell is this round's alone. And the number of the INSERT of what
-/// it claimed, where it is known.
-pub(super) async fn claim(warehouse: &Warehouse, lookup: &mut Lookup, rows: &[&Row]) -> Result<(Claims, Option<u64>), Error> {
+/// it claimed, where it is known. Says so when it has `claimed` what is new.
+pub(super) async fn claim(
+    warehouse: &Warehouse,
+    lookup: &mut Lookup,
+    rows: &[&Row],
+    claimed: watch::Sender<bool>,
+) -> Result<(Claims, Option<u64>), Error> {
     let mut first = lookup.before(rows.iter().map(|row| row.identity)).await?;
     let new: Vec<&Row> = rows.iter().copied().filter(|row| !first.contains_key(&row.identity)).collect();
     if new.is_empty() {
@@ -25,6 +32,7 @@ pub(super) async fn claim(warehouse: &Warehouse, lookup: &mut Lookup, rows: &[&R
     }
     // Claimed twice by a retry, it is claimed for the same key, and not taken for a first sending.
     insert_claims(warehouse, &new).await?;
+    claimed.send_replace(true);
     let ids: Vec<u128> = new.iter().map(|row| row.identity).collect();
     let (contested, block) = lookup.after(&ids).await?;
     first.extend(contested);

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use foldhash::fast::RandomState;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tracing::{Instrument as _, Span};
 use uuid::Uuid;
@@ -240,7 +240,11 @@ async fn rounds(warehouse: Warehouse, metrics: Arc<Metrics>, mut waiting: mpsc::
         let claiming = tracing::info_span!(parent: &span, "claim");
         let (claimed, early) = {
             let new = if is_calm { new_rows(&warehouse, &lookup, rows_of(&round)) } else { HashMap::new() };
-            tokio::join!(claim_all(&warehouse, &mut lookup, &round).instrument(claiming.clone()), begin(&warehouse, new))
+            let (claimed, is_claimed) = watch::channel(false);
+            tokio::join!(
+                claim_all(&warehouse, &mut lookup, &round, claimed).instrument(claiming.clone()),
+                begin(&warehouse, new, round.len() == 1, is_claimed)
+            )
         };
         let settled = match claimed {
             Ok(claimed) => settle(&warehouse, &mut lookup, &mut round, claimed).instrument(claiming).await,
@@ -291,7 +295,7 @@ struct Claimed {
 }
 
 /// Claims what is new in a round.
-async fn claim_all(warehouse: &Warehouse, lookup: &mut Lookup, round: &[Waiting]) -> Result<Claimed, Error> {
+async fn claim_all(warehouse: &Warehouse, lookup: &mut Lookup, round: &[Waiting], claimed: watch::Sender<bool>) -> Result<Claimed, Error> {
     let rows = || rows_of(round);
     let (mut firsts, mut twice) = (Vec::with_capacity(rows().count()), Ids::default());
     let mut ids = Ids::with_capacity_and_hasher(firsts.capacity(), RandomState::default());
@@ -302,7 +306,7 @@ async fn claim_all(warehouse: &Warehouse, lookup: &mut Lookup, round: &[Waiting]
             twice.insert(row.identity);
         }
     }
-    let (before, block) = claim(warehouse, lookup, &firsts).await?;
+    let (before, block) = claim(warehouse, lookup, &firsts, claimed).await?;
     let twice = firsts.iter().filter(|row| twice.contains(&row.identity)).map(|row| (row.identity, row.key())).collect();
     Ok(Claimed { before, block, twice })
 }

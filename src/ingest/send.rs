@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::Instrument as _;
 
@@ -52,13 +53,24 @@ pub(super) fn new_rows<'a>(warehouse: &Warehouse, lookup: &Lookup, rows: impl It
 
 /// Begins the INSERTs into landing tables with rows that seem to be new, so that ClickHouse prepares them while their identities are
 /// claimed. It shows none of them before [`insert_landings`] ends the INSERT; dropped, it is as if nothing had been sent.
-pub(super) async fn begin(warehouse: &Warehouse, tables: HashMap<String, Vec<&Row>>) -> HashMap<String, Early> {
-    let begin = tables.into_iter().map(|(table, rows)| async move {
-        let bytes = rows.iter().map(|row| row.encoded_len()).sum();
-        let (name, ids) = (insert_name(&table), rows.iter().map(|row| row.identity).collect());
-        let pieces = pieces(&rows, bytes, |row, out| row.encode(out, false));
-        let insert = warehouse.begin(event_insert(&table, &name, bytes, true), rows.len(), pieces).await?;
-        Some((table, Early { insert, ids }))
+///
+/// What is alone is in a hurry, and its rows go when they are `claimed`: that, which everything waits for, has the machine to itself.
+pub(super) async fn begin(
+    warehouse: &Warehouse,
+    tables: HashMap<String, Vec<&Row>>,
+    is_alone: bool,
+    claimed: watch::Receiver<bool>,
+) -> HashMap<String, Early> {
+    let begin = tables.into_iter().map(|(table, rows)| {
+        let mut claimed = claimed.clone();
+        let go = async move { !is_alone || claimed.wait_for(|is_claimed| *is_claimed).await.is_ok() };
+        async move {
+            let bytes = rows.iter().map(|row| row.encoded_len()).sum();
+            let (name, ids) = (insert_name(&table), rows.iter().map(|row| row.identity).collect());
+            let insert = event_insert(&table, &name, bytes, is_alone);
+            let insert = warehouse.begin(insert, rows.len(), go, pieces(&rows, bytes, |row, out| row.encode(out, false))).await?;
+            Some((table, Early { insert, ids }))
+        }
     });
     futures::future::join_all(begin).await.into_iter().flatten().collect()
 }

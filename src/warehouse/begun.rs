@@ -66,7 +66,7 @@ impl Warehouse {
         let name = format!("kubemeter-probe-{nobody}");
         let columns = "namespace, cancellation, type, subject, time, id";
         let insert = Insert { table: "cancelled_events", columns, bytes: row.len(), name: &name, deadline: PROBE, is_alone: true };
-        let Some(begun) = self.begin(insert, 1, std::iter::once(row.into())).await else { return Ok(false) };
+        let Some(begun) = self.begin(insert, 1, std::future::ready(true), std::iter::once(row.into())).await else { return Ok(false) };
         let is_prepared = self.waits_until(&name, 1, true).await?;
         let is_kept = is_prepared && !self.has_probe(nobody).await?;
         drop(begun);
@@ -93,10 +93,16 @@ impl Warehouse {
         Ok(false)
     }
 
-    /// Begins an INSERT with so many rows, at least one: while something else is found out ClickHouse takes them through its views and
-    /// writes their parts, which no question sees before the INSERT is [ended](Self::finish). For all who wait for INSERTs it runs from now
-    /// on. None: it can't be begun, and nothing came of it.
-    pub async fn begin(&self, insert: Insert<'_>, rows: usize, pieces: impl Iterator<Item = Bytes>) -> Option<Begun> {
+    /// Begins an INSERT: ClickHouse reads the statement, and as soon as it may `go` it is sent so many rows, at least one. While something
+    /// else is found out it takes them through its views and writes their parts, which no question sees before the INSERT is
+    /// [ended](Self::finish). For all who wait for INSERTs it runs from now on. None: it can't be begun, or may not go; nothing came of it.
+    pub async fn begin(
+        &self,
+        insert: Insert<'_>,
+        rows: usize,
+        go: impl Future<Output = bool>,
+        pieces: impl Iterator<Item = Bytes>,
+    ) -> Option<Begun> {
         debug_assert!(rows > 0, "ClickHouse prepares what it has this many rows of");
         let unended = self.unended.lock().unwrap_or_else(PoisonError::into_inner).clone()?;
         // Bytes that say no more than the statement: it has to end somewhere before the rows.
@@ -116,20 +122,23 @@ impl Warehouse {
             .with_setting("min_insert_block_size_bytes", "0")
             .with_setting("max_insert_delayed_streams_for_parallel_write", "1000000")
             // One waits for the end meanwhile.
-            .with_setting("max_threads", if insert.bytes < SMALL_INSERT { "2" } else { "3" });
+            .with_setting("max_threads", if insert.bytes < SMALL_INSERT && !insert.is_alone { "2" } else { "3" });
         for name in unended {
             begun = begun.with_setting(name, "0");
         }
         let deadline = insert.deadline;
         let sent = self.timed(deadline, async move {
             begun.send(header.into()).await?;
+            if !go.await {
+                return Ok(None);
+            }
             for piece in pieces {
                 begun.send(piece).await?;
             }
-            Ok(begun)
+            Ok(Some(begun))
         });
         match sent.await {
-            Ok(insert) => Some(Begun { insert, deadline }),
+            Ok(insert) => insert.map(|insert| Begun { insert, deadline }),
             Err(why) => {
                 self.note_begun(&why);
                 None
