@@ -390,7 +390,8 @@ async fn write(warehouse: &Warehouse, round: Vec<Waiting>, settled: Settled, ear
     let (completing, rows): (Vec<&Row>, Vec<&Row>) = rows.into_iter().partition(|row| settled.completed.contains(&row.identity));
     // The look after the claims found them in the one table of identities that this gateway knows, so the database is that in which
     // the INSERTs were begun. One that was dropped meanwhile would take their end, and say so.
-    let early = if settled.block.is_some() { early } else { HashMap::new() };
+    // Broken off only when the rows are written: who waits for what began before waits for them, too.
+    let (early, _broken_off) = if settled.block.is_some() { (early, HashMap::new()) } else { (HashMap::new(), early) };
     let (landed, rejects, again) = tokio::join!(
         insert_landings(warehouse, settled.landings, &rows, round.len() == 1, early),
         insert_rejects(warehouse, kept.into()),

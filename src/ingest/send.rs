@@ -37,16 +37,20 @@ pub(super) struct Early {
 pub(super) fn new_rows<'a>(warehouse: &Warehouse, lookup: &Lookup, rows: impl Iterator<Item = &'a Row>) -> HashMap<String, Vec<&'a Row>> {
     // A cluster's shards prepare rows when all are there: nothing would be gained.
     let Some(landings) = warehouse.landings().filter(|_| *warehouse.topology() == Topology::Single) else { return HashMap::new() };
-    let mut tables: HashMap<u64, Vec<&Row>> = HashMap::new();
-    for row in rows.filter(|row| lookup.is_new(row.identity)) {
-        tables.entry(landings.number(row.landing)).or_default().push(row);
+    let mut tables: HashMap<u64, (Vec<&Row>, usize)> = HashMap::new();
+    for row in rows {
+        let (new, all) = tables.entry(landings.number(row.landing)).or_default();
+        new.extend(lookup.is_new(row.identity).then_some(row));
+        *all += 1;
     }
+    // Of fewer new ones the rest might not be sent after them: see `rest`.
+    let mostly_new = tables.into_iter().filter(|(_, (new, all))| !new.is_empty() && new.len() * 2 >= *all);
     // Until they are shown each month's part keeps its files open.
     let span_ms = |rows: &[&Row]| {
         let times = || rows.iter().map(|row| row.time_ms);
         times().max().zip(times().min()).map_or(0, |(last, first)| last.saturating_sub(first))
     };
-    let tables = tables.into_iter().filter(|(_, rows)| span_ms(rows) <= SPAN_MS).map(|(number, rows)| (landings.name(number), rows));
+    let tables = mostly_new.filter(|(_, (new, _))| span_ms(new) <= SPAN_MS).map(|(number, (new, _))| (landings.name(number), new));
     let tables: HashMap<_, _> = tables.filter(|(table, _)| warehouse.has_landing(table)).collect();
     if tables.len() > BEGUN { HashMap::new() } else { tables }
 }
@@ -68,8 +72,13 @@ pub(super) async fn begin(
             let bytes = rows.iter().map(|row| row.encoded_len()).sum();
             let (name, ids) = (insert_name(&table), rows.iter().map(|row| row.identity).collect());
             let insert = event_insert(&table, &name, bytes, is_alone);
-            let insert = warehouse.begin(insert, rows.len(), go, pieces(&rows, bytes, |row, out| row.encode(out, false))).await?;
-            Some((table, Early { insert, ids }))
+            match warehouse.begin(insert, rows.len(), go, pieces(&rows, bytes, |row, out| row.encode(out, false))).await {
+                Ok(insert) => insert.map(|insert| (table, Early { insert, ids })),
+                Err(why) => {
+                    warehouse.note_begun(&why);
+                    None
+                }
+            }
         }
     });
     futures::future::join_all(begin).await.into_iter().flatten().collect()
@@ -114,28 +123,37 @@ pub(super) async fn insert_landings(
 /// Writes rows into one landing table.
 async fn insert_rows(warehouse: &Warehouse, table: &str, rows: &[&Row], is_alone: bool, early: Option<Early>) -> Result<(), Error> {
     let (bytes, name) = (rows.iter().map(|row| row.encoded_len()).sum(), insert_name(table));
-    let (since, was_begun) = (Instant::now(), early.is_some());
-    if let Some(Early { insert, ids }) = early
-        && let Some(rest) = rest(rows, &ids)
-    {
-        match warehouse.finish(insert, pieces(&rest, bytes, |row, out| row.encode(out, false))).await {
-            Err(error) if since.elapsed() > RETRY_FOR => return Err(error),
-            Err(why) => {
-                warehouse.note_begun(&why);
-                tracing::debug!(%why, table, "an INSERT that was begun early is tried again as a whole");
-            }
-            Ok(()) => return Ok(()),
+    let since = Instant::now();
+    // An INSERT that failed may have stored all or some: from then on the rows are none that come for the first time.
+    let is_sent = AtomicBool::new(false);
+    let (mut refused, mut broken_off) = (None, None);
+    if let Some(Early { insert, ids }) = early {
+        match rest(rows, &ids) {
+            None => broken_off = Some(insert),
+            Some(rest) => match warehouse.finish(insert, pieces(&rest, bytes, |row, out| row.encode(out, false))).await {
+                Err(error) if since.elapsed() > RETRY_FOR => return Err(error),
+                Err(why) => {
+                    tracing::debug!(%why, table, "an INSERT that was begun early is tried again as a whole");
+                    is_sent.store(true, Ordering::Relaxed);
+                    refused = Some(why);
+                }
+                Ok(()) => return Ok(()),
+            },
         }
     }
-    // An INSERT that failed may have stored all or some: from then on the rows are none that come for the first time.
-    let is_sent = AtomicBool::new(was_begun);
-    retried(warehouse, || async {
+    let written = retried(warehouse, || async {
         warehouse.ensure_landing(table).await?;
         let is_again = is_sent.swap(true, Ordering::Relaxed);
         let insert = event_insert(table, &name, bytes, is_alone);
         warehouse.insert(insert, pieces(rows, bytes, |row, out| row.encode(out, is_again))).await
     })
-    .await
+    .await;
+    // Until now: who waits for what began before waits for these rows, too.
+    drop(broken_off);
+    if let (Ok(()), Some(why)) = (&written, refused) {
+        warehouse.note_begun(&why);
+    }
+    written
 }
 
 /// Writes rows to `events` alone.

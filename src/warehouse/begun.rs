@@ -66,7 +66,7 @@ impl Warehouse {
         let name = format!("kubemeter-probe-{nobody}");
         let columns = "namespace, cancellation, type, subject, time, id";
         let insert = Insert { table: "cancelled_events", columns, bytes: row.len(), name: &name, deadline: PROBE, is_alone: true };
-        let Some(begun) = self.begin(insert, 1, std::future::ready(true), std::iter::once(row.into())).await else { return Ok(false) };
+        let Some(begun) = self.begin(insert, 1, std::future::ready(true), std::iter::once(row.into())).await? else { return Ok(false) };
         let is_prepared = self.waits_until(&name, 1, true).await?;
         let is_kept = is_prepared && !self.has_probe(nobody).await?;
         drop(begun);
@@ -95,16 +95,19 @@ impl Warehouse {
 
     /// Begins an INSERT: ClickHouse reads the statement, and as soon as it may `go` it is sent so many rows, at least one. While something
     /// else is found out it takes them through its views and writes their parts, which no question sees before the INSERT is
-    /// [ended](Self::finish). For all who wait for INSERTs it runs from now on. None: it can't be begun, or may not go; nothing came of it.
+    /// [ended](Self::finish). For all who wait for INSERTs it runs from now on. None: it can't be begun, or may not go.
+    ///
+    /// # Errors
+    /// See [`Error`]; nothing came of it.
     pub async fn begin(
         &self,
         insert: Insert<'_>,
         rows: usize,
         go: impl Future<Output = bool>,
         pieces: impl Iterator<Item = Bytes>,
-    ) -> Option<Begun> {
+    ) -> Result<Option<Begun>, Error> {
         debug_assert!(rows > 0, "ClickHouse prepares what it has this many rows of");
-        let unended = self.unended.lock().unwrap_or_else(PoisonError::into_inner).clone()?;
+        let Some(unended) = self.unended.lock().unwrap_or_else(PoisonError::into_inner).clone() else { return Ok(None) };
         // Bytes that say no more than the statement: it has to end somewhere before the rows.
         let sql = insert.sql(self, "RowBinaryWithNames");
         let names: Vec<&str> = insert.columns.split(", ").collect();
@@ -137,13 +140,7 @@ impl Warehouse {
             }
             Ok(Some(begun))
         });
-        match sent.await {
-            Ok(insert) => insert.map(|insert| Begun { insert, deadline }),
-            Err(why) => {
-                self.note_begun(&why);
-                None
-            }
-        }
+        Ok(sent.await?.map(|insert| Begun { insert, deadline }))
     }
 
     /// Sends the rest of an INSERT that was begun, no more rows than at first, and ends it.

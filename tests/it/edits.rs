@@ -127,7 +127,7 @@ impl SlowInsert {
         let deadline = Duration::from_secs(30);
         let insert = Insert { table: &landing, columns: COLUMNS, bytes: row.len(), name: &id, deadline, is_alone: true };
         assert!(lab.warehouse.learn_to_begin().await.unwrap());
-        let begun = lab.warehouse.begin(insert, 1, std::future::ready(true), std::iter::once(row.into())).await.unwrap();
+        let begun = lab.warehouse.begin(insert, 1, std::future::ready(true), std::iter::once(row.into())).await.unwrap().unwrap();
         let slow = Self { begun, id };
         eventually("ClickHouse has prepared the row", async || slow.written(lab).await.filter(|written| *written > 0)).await;
         slow
