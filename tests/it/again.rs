@@ -116,7 +116,6 @@ async fn what_its_gateway_wrote_whole_is_not_written_again() {
     assert_read_as_final(&lab).await;
 }
 
-/// Every mixture of rows that one key may have, in random parts, against what the versions say.
 #[tokio::test]
 async fn what_comes_again_with_another_type_is_written_again_as_it_was_stored() {
     let lab = Lab::new();
@@ -131,6 +130,7 @@ async fn what_comes_again_with_another_type_is_written_again_as_it_was_stored() 
     assert_eq!(lab.number("count").await, "1");
 }
 
+/// Every mixture of rows that one key may have, in random parts, against what the versions say.
 #[tokio::test]
 async fn of_every_mixture_of_rows_the_one_with_the_greatest_version_counts() {
     const KEYS: u64 = 2_000;
