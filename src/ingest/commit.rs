@@ -18,7 +18,7 @@ use crate::event::put_bytes;
 use crate::telemetry::Metrics;
 use crate::warehouse::row::{Row, put_uuid};
 use crate::warehouse::schema::Landings;
-use crate::warehouse::{Error, Insert, StoredKey, Warehouse};
+use crate::warehouse::{Claim, Error, Insert, StoredKey, Topology, Warehouse};
 
 /// Bytes of memory of rows that may wait or be on their way ([`Row::weight`]). Beyond, requests are told to come again.
 const QUEUE_BYTES: usize = 64 * 1_024 * 1_024;
@@ -32,6 +32,8 @@ const ROUND_BYTES: usize = 32 * 1_024 * 1_024;
 /// senders that were answered together come again together, and ClickHouse gets few large INSERTs instead of many small
 /// ones. Who is alone, or comes later than that, waits for nobody.
 const LINGER: Duration = Duration::from_millis(100);
+/// Most claims of an event that can't be stored again and again: a ClickHouse that takes claims and no events shall not fill its disk.
+const CLAIMS: u32 = 8;
 /// How long after a round without another one what other gateways stored is looked at.
 const IDLE: Duration = Duration::from_secs(2);
 
@@ -254,7 +256,7 @@ async fn rounds(warehouse: Warehouse, metrics: Arc<Metrics>, mut waiting: mpsc::
         match settled {
             Ok(settled) => {
                 let block = settled.block;
-                let is_written = write(&warehouse, round, settled, early).instrument(span).await;
+                let is_written = write(&warehouse, &lookup, round, settled, early).instrument(span).await;
                 block.filter(|_| is_written).into_iter().for_each(|block| lookup.written(block));
             }
             Err(error) => {
@@ -313,7 +315,7 @@ async fn claim_all(warehouse: &Warehouse, lookup: &mut Lookup, round: &[Waiting]
 
 /// Gives every row the key of its identity, and leaves only rows that are to be written.
 async fn settle(warehouse: &Warehouse, lookup: &mut Lookup, round: &mut [Waiting], claimed: Claimed) -> Result<Settled, Error> {
-    let Claimed { before: claimed, block, twice: in_round } = claimed;
+    let Claimed { before: mut claimed, block, twice: in_round } = claimed;
     let landings = warehouse.ensure_bootstrap().await?;
     let mut settled = Settled { landings, block, has_twice: !in_round.is_empty(), completed: Ids::default(), again: HashMap::new() };
     if claimed.is_empty() && in_round.is_empty() {
@@ -326,6 +328,7 @@ async fn settle(warehouse: &Warehouse, lookup: &mut Lookup, round: &mut [Waiting
         // Who completed them may have gone while ClickHouse still does it.
         warehouse.await_completing().await?;
         stored = warehouse.stored_among(&before).await?;
+        claim_again(warehouse, lookup, round, &mut claimed, &stored).await?;
     }
     let written = lookup.written_among(&claimed).await?;
     for Waiting { submission, refused, repeats, .. } in round {
@@ -378,8 +381,31 @@ async fn settle(warehouse: &Warehouse, lookup: &mut Lookup, round: &mut [Waiting
     Ok(settled)
 }
 
+/// Claims anew what was claimed and not stored, and notes whose claim is the first by now: a purge takes away old claims, and may have
+/// taken one since it was looked at, and then somebody else may have claimed the identity.
+async fn claim_again(
+    warehouse: &Warehouse,
+    lookup: &Lookup,
+    round: &mut [Waiting],
+    claimed: &mut Claims,
+    stored: &HashMap<u128, bool>,
+) -> Result<(), Error> {
+    let (mut again, mut ids) = (Vec::new(), Vec::new());
+    for row in round.iter_mut().flat_map(|waiting| &mut waiting.submission.rows) {
+        let Some(Claim { key, count, .. }) = claimed.get(&row.identity).filter(|_| !stored.contains_key(&row.identity)) else { continue };
+        if *count < CLAIMS && key.event_type == row.event.attributes.event_type() {
+            row.adopt(key);
+            ids.push(row.identity);
+            again.push(&*row);
+        }
+    }
+    insert_claims(warehouse, &again).await?;
+    claimed.extend(lookup.confirmed(ids).await?);
+    Ok(())
+}
+
 /// Whether ClickHouse has confirmed every row.
-async fn write(warehouse: &Warehouse, round: Vec<Waiting>, settled: Settled, early: HashMap<String, Early>) -> bool {
+async fn write(warehouse: &Warehouse, lookup: &Lookup, round: Vec<Waiting>, settled: Settled, early: HashMap<String, Early>) -> bool {
     let mut kept = Vec::new();
     round.iter().flat_map(|waiting| &waiting.submission.rejects).for_each(|reject| reject.encode(&mut kept));
     let mut rows: Vec<&Row> = rows_of(&round).collect();
@@ -395,15 +421,20 @@ async fn write(warehouse: &Warehouse, round: Vec<Waiting>, settled: Settled, ear
     let (landed, rejects, again) = tokio::join!(
         insert_landings(warehouse, settled.landings, &rows, round.len() == 1, early),
         insert_rejects(warehouse, kept.into()),
-        write_again(warehouse, &completing, settled.again)
+        write_again(warehouse, lookup, &completing, settled.again)
     );
+    let is_late = *warehouse.topology() == Topology::Single && landed.values().any(|landed| matches!(landed, Ok(false)));
+    let has_claims =
+        async || if is_late && !lookup.has_all_of(settled.block).await? { claim_lost(warehouse, lookup, &rows).await } else { Ok(()) };
+    let kept = has_claims().await;
     drop((rows, completing));
     answer(round, |Waiting { submission, repeats, .. }| {
+        kept.clone()?;
         // The acknowledgement: every landing table of the request has confirmed. Rows of one identity are of one type, so
         // one that another request's row stood for has the same table.
         for row in submission.rows.iter().filter(|row| !settled.completed.contains(&row.identity)) {
             match landed.get(&settled.landings.number(row.landing)) {
-                Some(Ok(())) => {}
+                Some(Ok(_)) => {}
                 Some(Err(error)) => return Err(error.clone()),
                 None => return Err(Error::Unavailable("rows were not sent".to_owned())),
             }
@@ -416,11 +447,24 @@ async fn write(warehouse: &Warehouse, round: Vec<Waiting>, settled: Settled, ear
     landed.values().all(Result::is_ok)
 }
 
+/// Claims once more what was stored late and has lost its claim meanwhile: a purge waits for INSERTs that run, and not for a round that
+/// begins them after its look, or again.
+async fn claim_lost(warehouse: &Warehouse, lookup: &Lookup, stored: &[&Row]) -> Result<(), Error> {
+    let claimed = lookup.ask(stored.iter().map(|row| row.identity).collect()).await?;
+    let lost: Vec<&Row> = stored.iter().copied().filter(|row| !claimed.contains_key(&row.identity)).collect();
+    insert_claims(warehouse, &lost).await
+}
+
 /// Stores what was claimed but not stored, and writes that and what was stored before to all tables.
-async fn write_again(warehouse: &Warehouse, completing: &[&Row], again: HashMap<(String, String), Vec<u128>>) -> Result<(), Error> {
+async fn write_again(
+    warehouse: &Warehouse,
+    lookup: &Lookup,
+    completing: &[&Row],
+    again: HashMap<(String, String), Vec<u128>>,
+) -> Result<(), Error> {
     insert_events(warehouse, completing).await?;
-    // A purge may have taken the claims away since they were looked at.
-    insert_claims(warehouse, completing).await?;
+    // What is written again is found by its claim.
+    claim_lost(warehouse, lookup, completing).await?;
     for ((namespace, event_type), ids) in again {
         retried(warehouse, || warehouse.write_again(&namespace, &event_type, &ids)).await?;
     }

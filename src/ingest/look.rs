@@ -103,16 +103,32 @@ impl Lookup {
         Ok((self.contested(claims).await?, None))
     }
 
-    /// Which of claims that ClickHouse has confirmed are not the only ones. One that is not there by now was purged, or went to a
-    /// database that was dropped: what it was made for must not be written without it.
+    /// Which of claims that ClickHouse has confirmed are not the only ones.
     async fn contested(&self, claims: &[u128]) -> Result<Claims, Error> {
-        let mut found = self.ask(claims.to_vec()).await?;
+        let mut found = self.confirmed(claims.to_vec()).await?;
+        found.retain(|_, claim| claim.count > 1);
+        Ok(found)
+    }
+
+    /// The first claims of identities for which ClickHouse has confirmed claims. One that is not there by now was purged, or went to a
+    /// database that was dropped: what it was made for must not be written without it.
+    pub(super) async fn confirmed(&self, claims: Vec<u128>) -> Result<Claims, Error> {
+        let found = self.ask(claims.clone()).await?;
         if !claims.iter().all(|id| found.contains_key(id)) {
             let why = "claims of identities are gone that ClickHouse had confirmed: their subject was purged, or the database made anew";
             return Err(Error::Unavailable(why.to_owned()));
         }
-        found.retain(|_, claim| !claim.is_only);
         Ok(found)
+    }
+
+    /// Whether all claims of an INSERT are certainly there: nothing was removed from the table since.
+    pub(super) async fn has_all_of(&self, block: Option<u64>) -> Result<bool, Error> {
+        let (Some(block), Memory::Known(known)) = (block.and_then(|block| i64::try_from(block).ok()), &self.memory) else {
+            return Ok(false);
+        };
+        let (table, parts) = self.warehouse.identity_parts().await?;
+        let is_same = known.table.as_ref().zip(table).is_some_and(|(known, table)| known.is_same(&table));
+        Ok(is_same && parts.iter().any(|part| (part.first_block..=part.last_block).contains(&block) && part.data_version <= block))
     }
 
     /// Notes that all that the claims of an INSERT were made for is written.
@@ -168,7 +184,8 @@ impl Lookup {
         }
     }
 
-    async fn ask(&self, ids: Vec<u128>) -> Result<Claims, Error> {
+    /// The first claims of identities, as ClickHouse has them.
+    pub(super) async fn ask(&self, ids: Vec<u128>) -> Result<Claims, Error> {
         if ids.is_empty() {
             return Ok(Claims::new());
         }

@@ -96,14 +96,15 @@ const fn event_insert<'a>(table: &'a str, name: &'a str, bytes: usize, is_alone:
     Insert { table, columns: COLUMNS, bytes, name, deadline: INSERT, is_alone }
 }
 
-/// One INSERT per landing table, all at once; by the table's number.
+/// One INSERT per landing table, all at once; by the table's number. Ok: whether it ran since before its rows were claimed, so that a
+/// purge waited for it.
 pub(super) async fn insert_landings(
     warehouse: &Warehouse,
     landings: Landings,
     rows: &[&Row],
     is_alone: bool,
     mut early: HashMap<String, Early>,
-) -> HashMap<u64, Result<(), Error>> {
+) -> HashMap<u64, Result<bool, Error>> {
     let mut by_number: HashMap<u64, Vec<&Row>> = HashMap::new();
     rows.iter().for_each(|row| by_number.entry(landings.number(row.landing)).or_default().push(row));
     let inserts: Vec<_> = by_number
@@ -120,8 +121,8 @@ pub(super) async fn insert_landings(
     futures::future::join_all(inserts).await.into_iter().collect()
 }
 
-/// Writes rows into one landing table.
-async fn insert_rows(warehouse: &Warehouse, table: &str, rows: &[&Row], is_alone: bool, early: Option<Early>) -> Result<(), Error> {
+/// Writes rows into one landing table. Whether by the INSERT that was begun early.
+async fn insert_rows(warehouse: &Warehouse, table: &str, rows: &[&Row], is_alone: bool, early: Option<Early>) -> Result<bool, Error> {
     let (bytes, name) = (rows.iter().map(|row| row.encoded_len()).sum(), insert_name(table));
     let since = Instant::now();
     // An INSERT that failed may have stored all or some: from then on the rows are none that come for the first time.
@@ -137,7 +138,7 @@ async fn insert_rows(warehouse: &Warehouse, table: &str, rows: &[&Row], is_alone
                     is_sent.store(true, Ordering::Relaxed);
                     refused = Some(why);
                 }
-                Ok(()) => return Ok(()),
+                Ok(()) => return Ok(true),
             },
         }
     }
@@ -153,7 +154,7 @@ async fn insert_rows(warehouse: &Warehouse, table: &str, rows: &[&Row], is_alone
     if let (Ok(()), Some(why)) = (&written, refused) {
         warehouse.note_begun(&why);
     }
-    written
+    written.map(|()| false)
 }
 
 /// Writes rows to `events` alone.

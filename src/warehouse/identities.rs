@@ -28,8 +28,8 @@ pub struct StoredKey {
 pub struct Claim {
     /// The identity's key.
     pub key: StoredKey,
-    /// Whether there is no other.
-    pub is_only: bool,
+    /// How many there are of the identity, this one among them.
+    pub count: u32,
     /// Number of its INSERT.
     pub block: u64,
 }
@@ -70,6 +70,9 @@ pub struct IdentityPart {
     pub first_block: i64,
     /// Number of the last one. It has all between that there are.
     pub last_block: i64,
+    /// Number of the last removal of rows that it went through; removals and INSERTs are numbered together. Without one that of the first
+    /// INSERT.
+    pub data_version: i64,
 }
 
 #[derive(Row, Deserialize)]
@@ -81,6 +84,7 @@ struct Part {
     rows: u64,
     first_block: i64,
     last_block: i64,
+    data_version: i64,
 }
 
 /// What statements are named after that write events to `events` which were claimed and not stored.
@@ -181,7 +185,7 @@ impl Warehouse {
     /// See [`Error`].
     pub async fn identity_parts(&self) -> Result<(Option<IdentityTable>, Vec<IdentityPart>), Error> {
         let sql = "SELECT hostName() AS server, toInt64(toUnixTimestamp(now())) - toInt64(uptime()) AS started_s, path, name, rows, \
-                   min_block_number AS first_block, max_block_number AS last_block FROM system.parts \
+                   min_block_number AS first_block, max_block_number AS last_block, toInt64(data_version) AS data_version FROM system.parts \
                    WHERE database = {database:String} AND table = 'identities' AND active";
         let mut found: Vec<Part> = self.query(sql).bind("database", self.database()).rows().await?;
         let table = found.first_mut().map(|Part { server, started_s, path, name, .. }| {
@@ -189,7 +193,13 @@ impl Warehouse {
             let folder = path.trim_end_matches('/').trim_end_matches(name.as_str()).to_owned();
             IdentityTable { server: std::mem::take(server), started_s: *started_s, folder }
         });
-        let part = |Part { name, rows, first_block, last_block, .. }| IdentityPart { name, rows, first_block, last_block };
+        let part = |Part { name, rows, first_block, last_block, data_version, .. }| IdentityPart {
+            name,
+            rows,
+            first_block,
+            last_block,
+            data_version,
+        };
         Ok((table, found.into_iter().map(part).collect()))
     }
 
@@ -231,12 +241,12 @@ impl Warehouse {
                 // Two of one block there are only in a table that was copied: which is taken is all the same, if always.
                 Entry::Occupied(mut known) => {
                     let claim = known.get_mut();
-                    claim.is_only = false;
+                    claim.count = claim.count.saturating_add(1);
                     if (block, &key) < (claim.block, &claim.key) {
                         (claim.block, claim.key) = (block, key);
                     }
                 }
-                Entry::Vacant(none) => drop(none.insert(Claim { key, is_only: true, block })),
+                Entry::Vacant(none) => drop(none.insert(Claim { key, count: 1, block })),
             }
         }
         Ok(first)

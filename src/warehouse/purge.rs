@@ -37,6 +37,9 @@ impl Warehouse {
             self.await_named(BACKFILL, deadline).await?;
             self.await_named(INSERT, deadline).await?;
         }
+        // Of what is claimed by now and not yet in `events` the INSERT runs. What is claimed later keeps its claim.
+        let last_claim = self.last_claim().await?;
+        self.await_named(INSERT, deadline).await?;
         let notes = self.tables_with_prefix("meter_").await?;
         let is_of_namespace = |comment: &str| serde_json::from_str::<TableNote>(comment).is_ok_and(|note| note.namespace == namespace);
         let meters = notes.iter().filter(|(_, comment)| is_of_namespace(comment)).map(|(table, _)| table);
@@ -48,13 +51,11 @@ impl Warehouse {
                 self.delete(table, of_subjects, namespace, subjects, deadline).await?;
             }
         }
-        // The claim of what came meanwhile stays where that can be told: a shard doesn't have the events of its claims.
-        let claims = match self.topology() {
-            Topology::Single => {
-                format!("{OF_SUBJECTS} AND id NOT IN (SELECT id FROM {} WHERE {OF_SUBJECTS})", self.table("events"))
-            }
-            Topology::Cluster(_) => OF_SUBJECTS.to_owned(),
-        };
+        // A shard doesn't have the events of its claims, and numbers them by itself.
+        let claims = last_claim.map_or(OF_SUBJECTS.to_owned(), |last| {
+            let stored = format!("SELECT id FROM {} WHERE {OF_SUBJECTS}", self.table("events"));
+            format!("{OF_SUBJECTS} AND _block_number <= {last} AND id NOT IN ({stored})")
+        });
         for subjects in all() {
             for table in ["cancelled_events", "rejects"] {
                 self.delete(table, OF_SUBJECTS, namespace, subjects, deadline).await?;
@@ -65,6 +66,15 @@ impl Warehouse {
             self.keep_whole(namespace, subjects, deadline).await?;
         }
         Ok(())
+    }
+
+    /// The number of the last INSERT of claims. None: on a cluster.
+    async fn last_claim(&self) -> Result<Option<u64>, Error> {
+        if *self.topology() != Topology::Single {
+            return Ok(None);
+        }
+        let sql = "SELECT toUInt64(max(max_block_number)) FROM system.parts WHERE database = {database:String} AND table = 'identities' AND active";
+        self.query(sql).bind("database", self.database()).one().await.map(Some)
     }
 
     /// Writes what `events` has of some subjects to all tables, notes what is cancelled of it, and claims what has no claim.

@@ -130,6 +130,23 @@ async fn what_comes_again_with_another_type_is_written_again_as_it_was_stored() 
     assert_eq!(lab.number("count").await, "1");
 }
 
+#[tokio::test]
+async fn an_event_that_cannot_be_stored_does_not_fill_the_disk_with_its_claims() {
+    let lab = Lab::new();
+    lab.meter("count", spec("t", Aggregation::Count, None, &[])).await;
+    let (events, identities) = (lab.warehouse.table("events"), lab.warehouse.table("identities"));
+    lab.warehouse.run_ddl(&format!("ALTER TABLE {events} ADD CONSTRAINT broken CHECK subject != 's'")).await.unwrap();
+    let sent = event("e", "t", "s", TIME, json!({}));
+    for _ in 0..20 {
+        lab.post(&sent).await.unwrap_err();
+    }
+    let claims: u64 = lab.warehouse.query(&format!("SELECT count() FROM {identities} WHERE subject = 's'")).one().await.unwrap();
+    assert!((2..=8).contains(&claims), "{claims} claims");
+    lab.warehouse.run_ddl(&format!("ALTER TABLE {events} DROP CONSTRAINT broken")).await.unwrap();
+    lab.post(&sent).await.unwrap();
+    assert_eq!(lab.number("count").await, "1");
+}
+
 /// Every mixture of rows that one key may have, in random parts, against what the versions say.
 #[tokio::test]
 async fn of_every_mixture_of_rows_the_one_with_the_greatest_version_counts() {

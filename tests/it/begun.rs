@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use kubemeter::api::Aggregation;
 use kubemeter::warehouse::Topology;
@@ -10,7 +11,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, copy};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 
-use crate::lab::{Lab, event, new_database, options, spec};
+use crate::lab::{Lab, NAMESPACE, event, new_database, options, spec};
 use crate::support::{ClickHouse, eventually};
 
 const TIME: &str = "2026-03-04T05:06:07Z";
@@ -21,6 +22,8 @@ enum Asked {
     Landing,
     Claims,
     Look,
+    /// To remove claims.
+    Removal,
 }
 
 /// Tells that something came, and waits until it may go on.
@@ -62,6 +65,7 @@ impl Way {
                 line if line.contains("INSERT+INTO") && line.contains("landing_") => Some(Asked::Landing),
                 line if line.contains("INSERT+INTO") && line.contains("identities") => Some(Asked::Claims),
                 _ if text.contains("min_block_number") => Some(Asked::Look),
+                _ if text.contains("ALTER TABLE") && text.contains("identities") => Some(Asked::Removal),
                 _ => None,
             };
             self.asked.lock().unwrap().extend(asked);
@@ -206,4 +210,83 @@ async fn a_clickhouse_that_refuses_inserts_whose_rows_come_later_gets_them_as_a_
         assert_eq!(lab.post(&event(&id.to_string(), "t", "s", TIME, json!({}))).await.unwrap().accepted, 1);
     }
     assert_eq!(lab.number("count").await, "3");
+}
+
+const LATER: &str = "2026-05-04T05:06:07Z";
+
+async fn purge(lab: &Lab) {
+    lab.warehouse.purge(NAMESPACE, &["s"], Duration::from_secs(60)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_stored_after_its_claim_was_purged_is_claimed_again() {
+    let way = Way::default();
+    let lab = lab(&way).await;
+    // Of so many types none is begun beside its claim.
+    let types = ["t", "t1", "t2", "t3", "t4", "t5", "t6", "t7", "t8"];
+    let sent = |time| json!(types.map(|of| event(of, of, "s", time, json!({}))));
+    let (comes, go) = way.hold(Asked::Landing);
+    let purging = async {
+        comes.await.unwrap();
+        purge(&lab).await;
+        go.send(()).unwrap();
+    };
+    let first = sent(TIME);
+    let (posted, ()) = tokio::join!(lab.post(&first), purging);
+    assert_eq!(posted.unwrap().accepted, 9);
+    lab.post(&sent(LATER)).await.unwrap();
+    assert_eq!(lab.number("count").await, "1");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_claimed_and_not_stored_is_completed_for_the_claim_that_is_first_by_then() {
+    let way = Way::default();
+    let lab = lab(&way).await;
+    let other = Lab::in_database(ClickHouse::shared().url(), lab.warehouse.database());
+    let sent = |time| event("e", "t", "s", time, json!({}));
+    lab.post(&sent(TIME)).await.unwrap();
+    lab.warehouse.run_ddl(&format!("ALTER TABLE {} DELETE WHERE event_id = 'e'", lab.warehouse.table("events"))).await.unwrap();
+    let (comes, go) = way.hold(Asked::Claims);
+    let purging = async {
+        comes.await.unwrap();
+        purge(&lab).await;
+        other.post(&sent(LATER)).await.unwrap();
+        go.send(()).unwrap();
+    };
+    let again = sent("2026-06-04T05:06:07Z");
+    let (posted, ()) = tokio::join!(lab.post(&again), purging);
+    posted.unwrap();
+    lab.meter("all", spec("t", Aggregation::Count, None, &[])).await;
+    for meter in ["count", "all"] {
+        assert_eq!(lab.number(meter).await, "1", "{meter}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_purge_leaves_claims_that_came_since() {
+    let (way, purging_way) = (Way { refuses: true, ..Way::default() }, Way::default());
+    let database = new_database();
+    let lab = Lab::with(&options(&way.to(ClickHouse::shared().url()).await, &database, Topology::Single));
+    lab.meter("count", spec("t", Aggregation::Count, None, &[])).await;
+    let sent = |time| event("e", "t", "s", time, json!({}));
+    let purging = Lab::with(&options(&purging_way.to(ClickHouse::shared().url()).await, &database, Topology::Single));
+    let other = Lab::in_database(ClickHouse::shared().url(), &database);
+    let ((removes, remove), (lands, land)) = (purging_way.hold(Asked::Removal), way.hold(Asked::Landing));
+    // Claimed when the purge is about to remove claims, and stored when it has ended.
+    let posted = async {
+        removes.await.unwrap();
+        lab.post(&sent(TIME)).await
+    };
+    let purged = async {
+        let claimed = async {
+            lands.await.unwrap();
+            remove.send(()).unwrap();
+        };
+        tokio::join!(purge(&purging), claimed);
+        other.post(&sent(LATER)).await.unwrap();
+        land.send(()).unwrap();
+    };
+    let (posted, ()) = tokio::join!(posted, purged);
+    posted.unwrap();
+    assert_eq!(lab.number("count").await, "1");
 }
