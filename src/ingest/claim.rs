@@ -11,10 +11,14 @@
 
 use tokio::sync::watch;
 
-use super::look::{Claims, Lookup};
+use super::look::{Claims, Ids, Lookup};
 use super::send::{INSERT, pieces, retried};
 use crate::warehouse::row::{IDENTITY_COLUMNS, Row};
-use crate::warehouse::{Error, Insert, Warehouse};
+use crate::warehouse::{Claim, Error, Insert, Warehouse};
+
+/// Most claims of an event that can't be stored, however often it is sent: a ClickHouse that takes claims and no events shall not fill its
+/// disk.
+const CLAIMS: u32 = 8;
 
 /// Claims what is new among rows of different identities, and tells the first claims of all identities that were claimed
 /// before or are claimed more than once. What it doesn't tell is this round's alone. And the number of the INSERT of what
@@ -39,8 +43,37 @@ pub(super) async fn claim(
     Ok((first, block))
 }
 
+/// Claims anew what was `claimed` and is not stored, and notes there whose claim is the first by now: a purge takes away old claims, and may
+/// have taken one since it was looked at, and then somebody else may have claimed the identity.
+pub(super) async fn claim_again<'a>(
+    warehouse: &Warehouse,
+    lookup: &Lookup,
+    rows: impl Iterator<Item = &'a mut Row>,
+    claimed: &mut Claims,
+) -> Result<(), Error> {
+    let (mut again, mut ids) = (Vec::new(), Ids::default());
+    for row in rows {
+        let Some(Claim { key, count, .. }) = claimed.get(&row.identity) else { continue };
+        if *count < CLAIMS && key.event_type == row.event.attributes.event_type() && ids.insert(row.identity) {
+            row.adopt(key);
+            again.push(&*row);
+        }
+    }
+    insert_claims(warehouse, &again).await?;
+    claimed.extend(lookup.confirmed(ids.into_iter().collect()).await?);
+    Ok(())
+}
+
+/// Claims once more what was stored late and has lost its claim meanwhile: a purge waits for INSERTs that run, and not for a round that
+/// begins them after its look, or again.
+pub(super) async fn claim_lost(warehouse: &Warehouse, lookup: &Lookup, stored: &[&Row]) -> Result<(), Error> {
+    let claimed = lookup.ask(stored.iter().map(|row| row.identity).collect()).await?;
+    let lost: Vec<&Row> = stored.iter().copied().filter(|row| !claimed.contains_key(&row.identity)).collect();
+    insert_claims(warehouse, &lost).await
+}
+
 /// Writes claims of rows' identities for the keys that they have.
-pub(super) async fn insert_claims(warehouse: &Warehouse, rows: &[&Row]) -> Result<(), Error> {
+async fn insert_claims(warehouse: &Warehouse, rows: &[&Row]) -> Result<(), Error> {
     if rows.is_empty() {
         return Ok(());
     }

@@ -11,14 +11,14 @@ use tokio::time::Instant;
 use tracing::{Instrument as _, Span};
 use uuid::Uuid;
 
-use super::claim::{claim, insert_claims};
+use super::claim::{claim, claim_again, claim_lost};
 use super::look::{Claims, Ids, Lookup};
 use super::send::{Early, INSERT, begin, insert_events, insert_landings, new_rows, retried};
 use crate::event::put_bytes;
 use crate::telemetry::Metrics;
 use crate::warehouse::row::{Row, put_uuid};
 use crate::warehouse::schema::Landings;
-use crate::warehouse::{Claim, Error, Insert, StoredKey, Topology, Warehouse};
+use crate::warehouse::{Error, Insert, StoredKey, Topology, Warehouse};
 
 /// Bytes of memory of rows that may wait or be on their way ([`Row::weight`]). Beyond, requests are told to come again.
 const QUEUE_BYTES: usize = 64 * 1_024 * 1_024;
@@ -32,8 +32,6 @@ const ROUND_BYTES: usize = 32 * 1_024 * 1_024;
 /// senders that were answered together come again together, and ClickHouse gets few large INSERTs instead of many small
 /// ones. Who is alone, or comes later than that, waits for nobody.
 const LINGER: Duration = Duration::from_millis(100);
-/// Most claims of an event that can't be stored again and again: a ClickHouse that takes claims and no events shall not fill its disk.
-const CLAIMS: u32 = 8;
 /// How long after a round without another one what other gateways stored is looked at.
 const IDLE: Duration = Duration::from_secs(2);
 
@@ -328,7 +326,8 @@ async fn settle(warehouse: &Warehouse, lookup: &mut Lookup, round: &mut [Waiting
         // Who completed them may have gone while ClickHouse still does it.
         warehouse.await_completing().await?;
         stored = warehouse.stored_among(&before).await?;
-        claim_again(warehouse, lookup, round, &mut claimed, &stored).await?;
+        let rows = round.iter_mut().flat_map(|waiting| &mut waiting.submission.rows);
+        claim_again(warehouse, lookup, rows.filter(|row| !stored.contains_key(&row.identity)), &mut claimed).await?;
     }
     let written = lookup.written_among(&claimed).await?;
     for Waiting { submission, refused, repeats, .. } in round {
@@ -381,29 +380,6 @@ async fn settle(warehouse: &Warehouse, lookup: &mut Lookup, round: &mut [Waiting
     Ok(settled)
 }
 
-/// Claims anew what was claimed and not stored, and notes whose claim is the first by now: a purge takes away old claims, and may have
-/// taken one since it was looked at, and then somebody else may have claimed the identity.
-async fn claim_again(
-    warehouse: &Warehouse,
-    lookup: &Lookup,
-    round: &mut [Waiting],
-    claimed: &mut Claims,
-    stored: &HashMap<u128, bool>,
-) -> Result<(), Error> {
-    let (mut again, mut ids) = (Vec::new(), Vec::new());
-    for row in round.iter_mut().flat_map(|waiting| &mut waiting.submission.rows) {
-        let Some(Claim { key, count, .. }) = claimed.get(&row.identity).filter(|_| !stored.contains_key(&row.identity)) else { continue };
-        if *count < CLAIMS && key.event_type == row.event.attributes.event_type() {
-            row.adopt(key);
-            ids.push(row.identity);
-            again.push(&*row);
-        }
-    }
-    insert_claims(warehouse, &again).await?;
-    claimed.extend(lookup.confirmed(ids).await?);
-    Ok(())
-}
-
 /// Whether ClickHouse has confirmed every row.
 async fn write(warehouse: &Warehouse, lookup: &Lookup, round: Vec<Waiting>, settled: Settled, early: HashMap<String, Early>) -> bool {
     let mut kept = Vec::new();
@@ -423,10 +399,10 @@ async fn write(warehouse: &Warehouse, lookup: &Lookup, round: Vec<Waiting>, sett
         insert_rejects(warehouse, kept.into()),
         write_again(warehouse, lookup, &completing, settled.again)
     );
+    // On a cluster none runs since before its claims, and looking for them each time would cost too much.
     let is_late = *warehouse.topology() == Topology::Single && landed.values().any(|landed| matches!(landed, Ok(false)));
-    let has_claims =
-        async || if is_late && !lookup.has_all_of(settled.block).await? { claim_lost(warehouse, lookup, &rows).await } else { Ok(()) };
-    let kept = has_claims().await;
+    let is_lost = is_late && !lookup.has_all_of(settled.block).await;
+    let kept = if is_lost { claim_lost(warehouse, lookup, &rows).await } else { Ok(()) };
     drop((rows, completing));
     answer(round, |Waiting { submission, repeats, .. }| {
         kept.clone()?;
@@ -445,14 +421,6 @@ async fn write(warehouse: &Warehouse, lookup: &Lookup, round: Vec<Waiting>, sett
         if submission.rejects.is_empty() { Ok(()) } else { rejects.clone() }
     });
     landed.values().all(Result::is_ok)
-}
-
-/// Claims once more what was stored late and has lost its claim meanwhile: a purge waits for INSERTs that run, and not for a round that
-/// begins them after its look, or again.
-async fn claim_lost(warehouse: &Warehouse, lookup: &Lookup, stored: &[&Row]) -> Result<(), Error> {
-    let claimed = lookup.ask(stored.iter().map(|row| row.identity).collect()).await?;
-    let lost: Vec<&Row> = stored.iter().copied().filter(|row| !claimed.contains_key(&row.identity)).collect();
-    insert_claims(warehouse, &lost).await
 }
 
 /// Stores what was claimed but not stored, and writes that and what was stored before to all tables.

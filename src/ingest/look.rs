@@ -121,14 +121,12 @@ impl Lookup {
         Ok(found)
     }
 
-    /// Whether all claims of an INSERT are certainly there: nothing was removed from the table since.
-    pub(super) async fn has_all_of(&self, block: Option<u64>) -> Result<bool, Error> {
-        let (Some(block), Memory::Known(known)) = (block.and_then(|block| i64::try_from(block).ok()), &self.memory) else {
-            return Ok(false);
-        };
-        let (table, parts) = self.warehouse.identity_parts().await?;
+    /// Whether all claims of an INSERT are certainly there, for nothing was removed from the table since. Not where that can't be told.
+    pub(super) async fn has_all_of(&self, block: Option<u64>) -> bool {
+        let (Some(block), Memory::Known(known)) = (block.and_then(|block| i64::try_from(block).ok()), &self.memory) else { return false };
+        let Ok((table, parts)) = self.warehouse.identity_parts().await else { return false };
         let is_same = known.table.as_ref().zip(table).is_some_and(|(known, table)| known.is_same(&table));
-        Ok(is_same && parts.iter().any(|part| (part.first_block..=part.last_block).contains(&block) && part.data_version <= block))
+        is_same && parts.iter().any(|part| (part.first_block..=part.last_block).contains(&block) && part.data_version <= block)
     }
 
     /// Notes that all that the claims of an INSERT were made for is written.

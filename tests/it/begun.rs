@@ -15,6 +15,7 @@ use crate::lab::{Lab, NAMESPACE, event, new_database, options, spec};
 use crate::support::{ClickHouse, eventually};
 
 const TIME: &str = "2026-03-04T05:06:07Z";
+const LATER: &str = "2026-05-04T05:06:07Z";
 
 /// What a gateway asks of ClickHouse.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -176,7 +177,7 @@ async fn nothing_is_stored_whose_claim_has_gone() {
         posted.unwrap_err();
         lab.meter("count", spec("t", Aggregation::Count, None, &[])).await;
         let before: u64 = lab.number("count").await.parse().unwrap();
-        let later = ["s", "other"].map(|subject| event(subject, "t", subject, "2026-05-04T05:06:07Z", json!({})));
+        let later = ["s", "other"].map(|subject| event(subject, "t", subject, LATER, json!({})));
         lab.post(&json!(later)).await.unwrap();
         assert_eq!(lab.number("count").await, (before + 2).to_string());
     }
@@ -212,8 +213,7 @@ async fn a_clickhouse_that_refuses_inserts_whose_rows_come_later_gets_them_as_a_
     assert_eq!(lab.number("count").await, "3");
 }
 
-const LATER: &str = "2026-05-04T05:06:07Z";
-
+/// As the operator purges the Customer of subject `s`.
 async fn purge(lab: &Lab) {
     lab.warehouse.purge(NAMESPACE, &["s"], Duration::from_secs(60)).await.unwrap();
 }
