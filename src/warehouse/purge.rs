@@ -5,11 +5,13 @@
 
 use std::time::Duration;
 
+use futures::future::try_join_all;
+
 use super::row::{IDENTITY_COLUMNS, VERSION_MARK};
 use super::schema::TableNote;
 use super::select::NIL;
 use super::tables::{BACKFILL, INSERT, SUBJECTS};
-use super::{Error, Query, Topology, Warehouse};
+use super::{Error, Query, Warehouse};
 
 /// Events of some subjects.
 const OF_SUBJECTS: &str = "namespace = {namespace:String} AND subject IN {subjects:Array(String)}";
@@ -38,7 +40,7 @@ impl Warehouse {
             self.await_named(INSERT, deadline).await?;
         }
         // Of what is claimed by now and not yet in `events` the INSERT runs. What is claimed later keeps its claim.
-        let last_claim = self.last_claim().await?;
+        let last_claims = self.last_claims().await?;
         self.await_named(INSERT, deadline).await?;
         let notes = self.tables_with_prefix("meter_").await?;
         let is_of_namespace = |comment: &str| serde_json::from_str::<TableNote>(comment).is_ok_and(|note| note.namespace == namespace);
@@ -51,16 +53,11 @@ impl Warehouse {
                 self.delete(table, of_subjects, namespace, subjects, deadline).await?;
             }
         }
-        // A shard doesn't have the events of its claims, and numbers them by itself.
-        let claims = last_claim.map_or(OF_SUBJECTS.to_owned(), |last| {
-            let stored = format!("SELECT id FROM {} WHERE {OF_SUBJECTS}", self.table("events"));
-            format!("{OF_SUBJECTS} AND _block_number <= {last} AND id NOT IN ({stored})")
-        });
         for subjects in all() {
             for table in ["cancelled_events", "rejects"] {
                 self.delete(table, OF_SUBJECTS, namespace, subjects, deadline).await?;
             }
-            self.delete("identities", &claims, namespace, subjects, deadline).await?;
+            self.delete_claims(&last_claims, namespace, subjects, deadline).await?;
             // Of an event whose claim is gone by now the INSERT runs, or has ended.
             self.await_named(INSERT, deadline).await?;
             self.keep_whole(namespace, subjects, deadline).await?;
@@ -68,13 +65,31 @@ impl Warehouse {
         Ok(())
     }
 
-    /// The number of the last INSERT of claims. None: on a cluster.
-    async fn last_claim(&self) -> Result<Option<u64>, Error> {
-        if *self.topology() != Topology::Single {
-            return Ok(None);
+    /// The numbers of the last INSERTs of claims, which each server that is told to remove some has given out.
+    async fn last_claims(&self) -> Result<Vec<u64>, Error> {
+        let sql = "SELECT toUInt64(max(max_block_number)) FROM system.parts WHERE database = {database:String} AND table = {table:String} AND active";
+        let table = self.topology().stored("identities");
+        let last = self.query_each(sql).map(|query| query.bind("database", self.database()).bind("table", &*table).one::<u64>());
+        try_join_all(last).await
+    }
+
+    /// Removes claims that were `last` or earlier, of what is not stored.
+    async fn delete_claims(&self, last: &[u64], namespace: &str, subjects: &[&str], deadline: Duration) -> Result<(), Error> {
+        let topology = self.topology();
+        let table = self.table(&topology.stored("identities"));
+        let mut sql = format!("ALTER TABLE {table}{} DELETE WHERE {OF_SUBJECTS}", topology.on_cluster());
+        // Where one server tells the others the numbers of each are not known.
+        if topology.on_cluster().is_empty() {
+            sql += " AND _block_number <= {last:UInt64}";
         }
-        let sql = "SELECT toUInt64(max(max_block_number)) FROM system.parts WHERE database = {database:String} AND table = 'identities' AND active";
-        self.query(sql).bind("database", self.database()).one().await.map(Some)
+        // Replicas would each see others.
+        if !topology.has_replicas() {
+            sql += &format!(" AND id NOT IN (SELECT id FROM {} WHERE {OF_SUBJECTS})", self.table("events"));
+        }
+        for (query, last) in self.query_each(&sql).zip(last) {
+            query.bind("last", *last).bind("namespace", namespace).bind("subjects", subjects).within(deadline).run().await?;
+        }
+        Ok(())
     }
 
     /// Writes what `events` has of some subjects to all tables, notes what is cancelled of it, and claims what has no claim.
