@@ -14,25 +14,36 @@ use crate::{Result, Sizes, progress};
 /// Events of one INSERT.
 const ROWS: usize = 1_000;
 
-/// Measures the figure into the report.
-pub async fn measure(setup: &Setup, sizes: &Sizes, seed: u64, report: &mut Section) -> Result<()> {
-    let mut bench = Ingest::new(setup, seed).await?;
-    // Caches are warm, and tables have as many parts as later, before the first that counts.
-    for to in [To::ClickHouse { rows: ROWS }, To::Gateway] {
-        bench.run(to, 1, ROWS, ROWS * 300).await?;
-    }
-    let one = turns(&mut bench, sizes).await?;
-
+/// Measures the figure into the report: in two ClickHouses of the same age, each of which stands still while the other one is measured.
+pub async fn measure(one: &Setup, sizes: &Sizes, seed: u64, report: &mut Section) -> Result<()> {
+    let all = Setup::start().await?;
     let others: Vec<String> = (0..sizes.meters).map(|number| format!("other.{number}")).collect();
     let manifests: String = others.iter().enumerate().map(|(number, of)| setup::meter(&format!("other-{number}"), of)).collect();
     let began = Instant::now();
-    setup.manifest("others.yaml", Some(&manifests))?;
+    all.manifest("others.yaml", Some(&manifests))?;
     for number in 0..sizes.meters {
-        setup.await_meter(&format!("other-{number}"), |_| ()).await?;
+        all.await_meter(&format!("other-{number}"), |_| ()).await?;
     }
     progress(format_args!("{} more meters are ready after {} s", sizes.meters, began.elapsed().as_secs()));
-    let beside = others.iter().filter(|of| Landings::NEW.table(Landing::of(NAMESPACE, of)) == setup.landing).count();
-    let many = turns(&mut bench, sizes).await?;
+    let beside = others.iter().filter(|of| Landings::NEW.table(Landing::of(NAMESPACE, of)) == all.landing).count();
+
+    let mut sides = [(one, Ingest::new(one, seed).await?, None), (&all, Ingest::new(&all, seed).await?, None)];
+    // Caches are warm, and tables have as many parts as later, before the first turn that counts.
+    for number in 0..=sizes.turns {
+        for at in [0, 1] {
+            let still = sides[1 - at].0;
+            let _still = (still.gateway.frozen()?, still.clickhouse.frozen()?);
+            let (_, bench, runs) = &mut sides[at];
+            let inserts = if number == 0 { 300 } else { sizes.inserts };
+            let ours = bench.run(To::Gateway, 1, ROWS, inserts * ROWS).await?;
+            let direct = bench.run(To::ClickHouse { rows: ROWS }, 1, ROWS, inserts * ROWS).await?;
+            if number > 0 {
+                let (before, direct_before) = runs.take().unzip();
+                *runs = Some((Run::and(before, ours), Run::and(direct_before, direct)));
+            }
+        }
+    }
+    let [(_, _, Some(one)), (_, _, Some(many))] = sides else { return Err("no turn was made".into()) };
 
     let mut table = Table::new(
         &format!("An INSERT of {ROWS} events, with {} meters on other event types", sizes.meters),
@@ -47,20 +58,10 @@ pub async fn measure(setup: &Setup, sizes: &Sizes, seed: u64, report: &mut Secti
     let cost = percentile(&many.1.answers, 50) / percentile(&one.1.answers, 50);
     report.aim(Aim::at_most(&format!("an INSERT with {} meters on other types", sizes.meters), cost, 1.1, "×"));
     table.note(format!(
-        "One connection, one INSERT after the other. {beside} of the other meters have by chance the same landing table, of {}; each \
+        "One connection, one INSERT after the other, in two ClickHouses of the same age, in turn. {beside} of the other meters have by chance the same landing table, of {}; each \
          costs as its view does.",
         Landings::NEW.count()
     ));
     report.table(table);
     Ok(())
-}
-
-/// Through the gateway and straight, in turn; of both all answers.
-async fn turns(bench: &mut Ingest<'_>, sizes: &Sizes) -> Result<(Run, Run)> {
-    let (mut ours, mut direct): (Option<Run>, Option<Run>) = (None, None);
-    for _ in 0..sizes.turns {
-        ours = Some(Run::and(ours, bench.run(To::Gateway, 1, ROWS, sizes.inserts * ROWS).await?));
-        direct = Some(Run::and(direct, bench.run(To::ClickHouse { rows: ROWS }, 1, ROWS, sizes.inserts * ROWS).await?));
-    }
-    ours.zip(direct).ok_or_else(|| "no turn was made".into())
 }
