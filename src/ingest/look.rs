@@ -271,11 +271,14 @@ impl Known {
     }
 
     /// The one block that is all that is new, and hence that of the INSERT of `claims`: confirmed, it must be there.
+    ///
+    /// Parts are listed while it is asked which table they are of. That this was still the known one then, after the claims, says that
+    /// they went to it; that the part has their least identity, which is a random number, that it is these claims which are listed,
+    /// and with them all that were made before.
     fn only_block(&self, new: &[IdentityPart], claims: &[u128]) -> Option<i64> {
         let [part] = new else { return None };
-        let is_whole_part = part.first_block == part.last_block;
-        let (first, last) = self.seen.missing(part)?;
-        (!claims.is_empty() && first == last && (!is_whole_part || part.rows == claims.len() as u64)).then_some(first)
+        let is_theirs = part.rows == claims.len() as u64 && claims.iter().min() == Some(&part.least);
+        (is_theirs && part.first_block == part.last_block && self.seen.misses(part)).then_some(part.first_block)
     }
 
     /// The parts that there are. None: of another table.

@@ -150,7 +150,14 @@ mod tests {
     }
 
     fn part(first_block: i64, last_block: i64) -> IdentityPart {
-        IdentityPart { name: format!("all_{first_block}_{last_block}_0"), rows: 1, first_block, last_block, data_version: first_block }
+        IdentityPart {
+            name: format!("all_{first_block}_{last_block}_0"),
+            rows: 1,
+            least: 0,
+            first_block,
+            last_block,
+            data_version: first_block,
+        }
     }
 
     #[test]

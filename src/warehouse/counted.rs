@@ -55,14 +55,15 @@ fn is_between(column: &str) -> String {
     format!("toUInt32OrZero(substring({column}, 1, 6)) BETWEEN {{from:UInt32}} AND {{to:UInt32}}")
 }
 
-/// Rows of `{table:String}` in `{database:String}`, of the months (`yyyymm`) between `{from:UInt32}` and `{to:UInt32}`: those of kind
-/// `again`, and all.
-pub fn count_rows() -> String {
+/// Rows of the months (`yyyymm`) between `{from:UInt32}` and `{to:UInt32}`: those of kind `again`, and all. Parts in memory tell it; so
+/// does `system.parts`, which looks at each table of the database for it.
+pub fn count_rows(database: &str, table: &str) -> String {
+    let table = format!("{}.{}", identifier(database), identifier(table));
     format!(
-        "SELECT toUInt64(sumIf(rows, {})), toUInt64(sum(rows)) FROM system.parts \
-         WHERE database = {{database:String}} AND table = {{table:String}} AND active AND {}",
-        Kind::Again.condition().replace("_partition_id", "partition_id"),
-        is_between("partition_id")
+        "SELECT toUInt64(sumIf(rows, {})), toUInt64(sum(rows)) FROM \
+         (SELECT _partition_id, count() AS rows FROM {table} WHERE {} GROUP BY _partition_id)",
+        Kind::Again.condition(),
+        is_between("_partition_id")
     )
 }
 

@@ -99,8 +99,7 @@ impl Warehouse {
     /// See [`Error`].
     pub async fn count_rows(&self, table: &str, from: Option<Timestamp>, to: Option<Timestamp>) -> Result<(u64, u64), Error> {
         let (from, to) = months(from, to);
-        let query = self.query(&count_rows()).bind("database", self.database()).bind("table", table);
-        query.bind("from", from).bind("to", to).one().await
+        self.query(&count_rows(self.database(), table)).bind("from", from).bind("to", to).one().await
     }
 }
 

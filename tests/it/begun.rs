@@ -1,11 +1,12 @@
 //! INSERTs that are begun beside the claims: when there are any, and that none takes rows where they would be lost.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use kubemeter::api::Aggregation;
-use kubemeter::warehouse::Topology;
+use kubemeter::warehouse::{IdentityPart, Topology};
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, copy};
 use tokio::net::{TcpListener, TcpStream};
@@ -67,7 +68,7 @@ impl Way {
             let asked = match text.lines().next().unwrap_or_default() {
                 line if line.contains("INSERT+INTO") && line.contains("landing_") => Some(Asked::Landing),
                 line if line.contains("INSERT+INTO") && line.contains("identities") => Some(Asked::Claims),
-                _ if text.contains("min_block_number") => Some(Asked::Look),
+                _ if text.contains("AS least") => Some(Asked::Look),
                 _ if text.contains("AS time_ms, _block_number AS block") => Some(Asked::Keys),
                 _ if text.contains("ALTER TABLE") && text.contains("identities") => Some(Asked::Removal),
                 _ => None,
@@ -293,4 +294,52 @@ async fn a_purge_leaves_claims_that_came_since() {
     let (posted, ()) = tokio::join!(posted, purged);
     posted.unwrap();
     assert_eq!(lab.number("count").await, "1");
+}
+
+/// What is claimed is told by the parts of one table as ClickHouse itself tells it, whatever became of them.
+#[tokio::test]
+async fn the_parts_of_identities_are_those_that_the_server_has() {
+    let lab = Lab::on(ClickHouse::shared().url());
+    let warehouse = &lab.warehouse;
+    warehouse.ensure_bootstrap().await.unwrap();
+    let table = warehouse.table("identities");
+    let listed = async || {
+        let (is_of, mut parts) = warehouse.identity_parts().await.unwrap();
+        parts.sort_by_key(|part| part.first_block);
+        let least = format!("SELECT _part, min(id) FROM {table} WHERE NOT ignore(subject) GROUP BY _part");
+        let least: BTreeMap<String, u128> = warehouse.query(&least).rows::<(String, u128)>().await.unwrap().into_iter().collect();
+        let sql = "SELECT name, rows, min_block_number, max_block_number, toInt64(data_version) FROM system.parts WHERE active \
+                   AND database = {database:String} AND table = 'identities' ORDER BY min_block_number";
+        let query = warehouse.query(sql).bind("database", warehouse.database());
+        let server = query.rows::<(String, u64, i64, i64, i64)>().await.unwrap().into_iter();
+        let server = server.map(|(name, rows, first_block, last_block, data_version)| {
+            let least = least[&name];
+            IdentityPart { name, rows, least, first_block, last_block, data_version }
+        });
+        assert_eq!(parts, server.collect::<Vec<_>>());
+        (is_of, parts)
+    };
+    assert_eq!(listed().await, (None, vec![]));
+    warehouse.run_ddl(&format!("SYSTEM STOP MERGES {table}")).await.unwrap();
+    let claim = |first: u32| {
+        format!("INSERT INTO {table} (id, namespace, type, subject, time) SELECT {first} + number, 'n', 't', 's', now64() FROM numbers(3)")
+    };
+    for first in [100, 10, 7] {
+        warehouse.run_ddl(&claim(first)).await.unwrap();
+    }
+    let (is_of, parts) = listed().await;
+    assert_eq!(parts.iter().map(|part| (part.rows, part.least)).collect::<Vec<_>>(), [(3, 100), (3, 10), (3, 7)]);
+    warehouse.run_ddl(&format!("SYSTEM START MERGES {table}")).await.unwrap();
+    warehouse.run_ddl(&format!("ALTER TABLE {table} DELETE WHERE id IN (7, 10)")).await.unwrap();
+    assert!(listed().await.1.iter().all(|part| part.data_version > 3));
+    warehouse.run_ddl(&format!("OPTIMIZE TABLE {table} FINAL")).await.unwrap();
+    let (after, parts) = listed().await;
+    assert_eq!(parts.iter().map(|part| (part.rows, part.least, part.first_block)).collect::<Vec<_>>(), [(7, 8, 1)]);
+    assert!(is_of.as_ref().unwrap().is_same(&after.unwrap()));
+
+    let other = warehouse.table("other");
+    warehouse.run_ddl(&format!("CREATE TABLE {other} AS {table}")).await.unwrap();
+    warehouse.run_ddl(&format!("EXCHANGE TABLES {table} AND {other}")).await.unwrap();
+    warehouse.run_ddl(&claim(1)).await.unwrap();
+    assert!(!listed().await.0.unwrap().is_same(&is_of.unwrap()));
 }
