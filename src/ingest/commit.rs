@@ -329,7 +329,7 @@ async fn settle(warehouse: &Warehouse, lookup: &mut Lookup, round: &mut [Waiting
         let rows = round.iter_mut().flat_map(|waiting| &mut waiting.submission.rows);
         claim_again(warehouse, lookup, rows.filter(|row| !stored.contains_key(&row.identity)), &mut claimed).await?;
     }
-    let written = lookup.written_among(&claimed).await?;
+    let written = lookup.written_among(&claimed).await;
     for Waiting { submission, refused, repeats, .. } in round {
         let mut at = 0;
         submission.rows.retain_mut(|row| {

@@ -27,13 +27,13 @@ pub(super) struct Lookup {
     memory: Memory,
     /// Whether what [`before`](Self::before) told came from memory: only then is what is new since all there is to see.
     from_memory: bool,
-    /// Whether the last try to keep up while idle failed: it is told once.
+    /// Whether the last try to read what is claimed failed: it is told once.
     behind: bool,
 }
 
 enum Memory {
     /// It is being read; until then every identity is looked up.
-    Loading(JoinHandle<Option<Known>>),
+    Loading(JoinHandle<Result<Option<Known>, Error>>),
     /// It could not be read, and will be tried again.
     Absent(Instant),
     Known(Known),
@@ -41,8 +41,7 @@ enum Memory {
 
 /// What is claimed in one table of one ClickHouse.
 struct Known {
-    /// None: nothing is.
-    table: Option<IdentityTable>,
+    table: IdentityTable,
     seen: Seen,
     /// Numbers of INSERTs are of this table, in this run of its server.
     whole: Whole,
@@ -97,7 +96,7 @@ impl Lookup {
             match known.catch_up(&self.warehouse, CATCH_UP, claims).await {
                 Ok(Some(News { doubtful, block })) => return Ok((self.contested(&doubtful).await?, block)),
                 Ok(None) => self.memory = Memory::Absent(Instant::now() + AGAIN),
-                Err(why) => tracing::debug!(error = %why, "what is new in ClickHouse can't be read: identities are looked up"),
+                Err(why) => self.tell_behind(&why),
             }
         }
         Ok((self.contested(claims).await?, None))
@@ -125,8 +124,8 @@ impl Lookup {
     pub(super) async fn has_all_of(&self, block: Option<u64>) -> bool {
         let (Some(block), Memory::Known(known)) = (block.and_then(|block| i64::try_from(block).ok()), &self.memory) else { return false };
         let Ok((table, parts)) = self.warehouse.identity_parts().await else { return false };
-        let is_same = known.table.as_ref().zip(table).is_some_and(|(known, table)| known.is_same(&table));
-        is_same && parts.iter().any(|part| (part.first_block..=part.last_block).contains(&block) && part.data_version <= block)
+        known.table.is_same(&table)
+            && parts.iter().any(|part| (part.first_block..=part.last_block).contains(&block) && part.data_version <= block)
     }
 
     /// Notes that all that the claims of an INSERT were made for is written.
@@ -137,15 +136,20 @@ impl Lookup {
     }
 
     /// Which of claims this gateway knows to have been made by a round of its own that was written whole.
-    pub(super) async fn written_among(&mut self, claims: &Claims) -> Result<Ids, Error> {
-        let Memory::Known(known) = &mut self.memory else { return Ok(Ids::default()) };
+    pub(super) async fn written_among(&mut self, claims: &Claims) -> Ids {
+        let Memory::Known(known) = &mut self.memory else { return Ids::default() };
         let ids: Ids = claims.iter().filter(|(_, claim)| known.whole.contains(claim.block)).map(|(id, _)| *id).collect();
-        // Were it another run of the server by now, its numbers could be others' that were given out again.
-        if !ids.is_empty() && known.parts(&self.warehouse).await?.is_none() {
-            self.memory = Memory::Absent(Instant::now() + AGAIN);
-            return Ok(Ids::default());
+        if ids.is_empty() {
+            return ids;
         }
-        Ok(ids)
+        // Were it another run of the server by now, its numbers could be others' that were given out again.
+        match known.parts(&self.warehouse).await {
+            Ok(Some(_)) => return ids,
+            Ok(None) => self.memory = Memory::Absent(Instant::now() + AGAIN),
+            Err(why) => self.tell_behind(&why),
+        }
+        // What isn't known is written again.
+        Ids::default()
     }
 
     /// Keeps up with other gateways while there is nothing to do.
@@ -161,20 +165,26 @@ impl Lookup {
                     self.memory = Memory::Absent(Instant::now() + AGAIN);
                 }
             }
-            Err(why) => {
-                if !std::mem::replace(&mut self.behind, true) {
-                    tracing::warn!(error = %why, "what is new in ClickHouse can't be read; trying again");
-                }
-            }
+            Err(why) => self.tell_behind(&why),
+        }
+    }
+
+    /// Says once that what is claimed can't be read.
+    fn tell_behind(&mut self, why: &Error) {
+        if !std::mem::replace(&mut self.behind, true) {
+            tracing::warn!(error = %why, "what is claimed can't be read from ClickHouse: every identity is looked up, which is slower; trying again");
         }
     }
 
     async fn refresh(&mut self) {
         match &mut self.memory {
             Memory::Loading(reading) if reading.is_finished() => {
-                self.memory = match reading.await {
-                    Ok(Some(known)) => Memory::Known(known),
-                    _ => Memory::Absent(Instant::now() + AGAIN),
+                let read = reading.await;
+                self.memory = Memory::Absent(Instant::now() + AGAIN);
+                match read {
+                    Ok(Ok(Some(known))) => self.memory = Memory::Known(known),
+                    Ok(Err(why)) => self.tell_behind(&why),
+                    Ok(Ok(None)) | Err(_) => {}
                 }
             }
             Memory::Absent(until) if *until <= Instant::now() => self.memory = Memory::Loading(load(&self.warehouse)),
@@ -200,26 +210,20 @@ impl Drop for Lookup {
 }
 
 /// Reads all that is claimed.
-fn load(warehouse: &Warehouse) -> JoinHandle<Option<Known>> {
+fn load(warehouse: &Warehouse) -> JoinHandle<Result<Option<Known>, Error>> {
     let warehouse = warehouse.clone();
     tokio::spawn(async move {
-        let read = async {
-            warehouse.ensure_bootstrap().await?;
-            if !warehouse.identities_have_one_server().await? {
-                return Ok(None);
-            }
-            let (table, parts) = warehouse.identity_parts().await?;
-            if !warehouse.learn_to_begin().await? {
-                tracing::info!("ClickHouse doesn't prepare INSERTs before they end: acknowledgements take longer");
-            }
-            let claimed: u64 = parts.iter().map(|part| part.rows).sum();
-            let mut known = Known { table, seen: Seen::with_room_for(claimed.saturating_mul(2)), whole: Whole::none() };
-            Ok::<_, Error>(known.catch_up(&warehouse, LOAD, &[]).await?.map(|_| known))
-        };
-        read.await.unwrap_or_else(|why| {
-            tracing::debug!(error = %why, "what is claimed can't be read: identities are looked up");
-            None
-        })
+        warehouse.ensure_bootstrap().await?;
+        if !warehouse.identities_have_one_server().await? {
+            return Ok(None);
+        }
+        let (table, parts) = warehouse.identity_parts().await?;
+        if !warehouse.learn_to_begin().await? {
+            tracing::info!("ClickHouse doesn't prepare INSERTs before they end: acknowledgements take longer");
+        }
+        let claimed: u64 = parts.iter().map(|part| part.rows).sum();
+        let mut known = Known { table, seen: Seen::with_room_for(claimed.saturating_mul(2)), whole: Whole::none() };
+        Ok(known.catch_up(&warehouse, LOAD, &[]).await?.map(|_| known))
     })
 }
 
@@ -235,7 +239,7 @@ impl Known {
                 // A confirmed claim is there, in a new block: without one these are not the parts that it went to.
                 return Ok((claims.is_empty() || !news.doubtful.is_empty()).then_some(news));
             }
-            if let Some(block) = self.only_block(&new, claims) {
+            if let Some(block) = self.only_block(warehouse, &new, claims).await? {
                 news.block = u64::try_from(block).ok().filter(|_| news.doubtful.is_empty());
                 claims.iter().for_each(|id| self.seen.insert(*id));
                 new.iter().for_each(|part| self.seen.read(part));
@@ -272,24 +276,23 @@ impl Known {
 
     /// The one block that is all that is new, and hence that of the INSERT of `claims`: confirmed, it must be there.
     ///
-    /// Parts are listed while it is asked which table they are of. That this was still the known one then, after the claims, says that
-    /// they went to it; that the part has their least identity, which is a random number, that it is these claims which are listed,
-    /// and with them all that were made before.
-    fn only_block(&self, new: &[IdentityPart], claims: &[u128]) -> Option<i64> {
-        let [part] = new else { return None };
-        let is_theirs = part.rows == claims.len() as u64 && claims.iter().min() == Some(&part.least);
-        (is_theirs && part.first_block == part.last_block && self.seen.misses(part)).then_some(part.first_block)
+    /// Parts are listed while it is asked which table they are of. That was the known one still, after the claims. Should another have
+    /// taken its place before the parts were listed, which doesn't have the claims, its last part would have another least identity:
+    /// that is a random number. A part that was merged already doesn't tell; the table is asked for again.
+    async fn only_block(&self, warehouse: &Warehouse, new: &[IdentityPart], claims: &[u128]) -> Result<Option<i64>, Error> {
+        let ([part], false) = (new, claims.is_empty()) else { return Ok(None) };
+        let Some((block, _)) = self.seen.missing(part).filter(|(first, last)| first == last) else { return Ok(None) };
+        let is_theirs = if part.first_block == part.last_block {
+            part.rows == claims.len() as u64 && claims.iter().min() == Some(&part.least)
+        } else {
+            self.parts(warehouse).await?.is_some()
+        };
+        Ok(is_theirs.then_some(block))
     }
 
     /// The parts that there are. None: of another table.
-    async fn parts(&mut self, warehouse: &Warehouse) -> Result<Option<Vec<IdentityPart>>, Error> {
+    async fn parts(&self, warehouse: &Warehouse) -> Result<Option<Vec<IdentityPart>>, Error> {
         let (table, parts) = warehouse.identity_parts().await?;
-        match (&self.table, table) {
-            (Some(known), Some(table)) if known.is_same(&table) => {}
-            (None, None) => {}
-            (None, table) => self.table = table,
-            _ => return Ok(None),
-        }
-        Ok(Some(parts))
+        Ok(self.table.is_same(&table).then_some(parts))
     }
 }

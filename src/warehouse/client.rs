@@ -87,8 +87,8 @@ pub enum Error {
 /// ClickHouse error codes by which it says "not now": timeouts, memory, parts, read-only tables, disk, a shard that
 /// is away or just went, Keeper.
 const PASSING_CODES: &[u32] = &[32, 159, 164, 202, 209, 210, 236, 241, 242, 243, 252, 279, 285, 286, 319, 394, 425, 439, 999];
-/// `UNKNOWN_TABLE`, `UNKNOWN_DATABASE`.
-const UNKNOWN_TABLE_CODES: &[u32] = &[60, 81];
+/// `UNKNOWN_TABLE`, `UNKNOWN_DATABASE`, and what `SHOW CREATE` says of these: `CANNOT_GET_CREATE_TABLE_QUERY`.
+const UNKNOWN_TABLE_CODES: &[u32] = &[60, 81, 390];
 
 impl From<clickhouse::error::Error> for Error {
     fn from(error: clickhouse::error::Error) -> Self {

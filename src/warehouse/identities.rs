@@ -8,6 +8,7 @@ use clickhouse::Row;
 use serde::Deserialize;
 use uuid::Uuid;
 
+use super::counted::BY_PARTS;
 use super::row::{ARRIVAL_MARK, COLUMNS, written_again_sql};
 use super::schema::Landing;
 use super::select::is_one_of;
@@ -49,7 +50,7 @@ struct Claimed {
 pub struct IdentityTable {
     server: String,
     started_s: i64,
-    /// No other table ever has it.
+    /// No other table of this server ever has it, unless it is told to.
     uuid: Uuid,
 }
 
@@ -103,6 +104,8 @@ struct Part {
 
 /// What statements are named after that write events to `events` which were claimed and not stored.
 pub const COMPLETED: &str = "completed";
+/// SQL: which ClickHouse it is, and since when it runs, s since 1970.
+const SERVER: &str = "hostName() AS server, toInt64(toUnixTimestamp(now())) - toInt64(uptime()) AS started_s";
 /// Most parts of the table of identities that are listed: ClickHouse takes no more INSERTs long before.
 const MOST_PARTS: usize = 100_000;
 /// How long such statements are waited for: whoever posts waits, too.
@@ -195,28 +198,31 @@ impl Warehouse {
         self.query(sql).bind("database", self.database()).one::<bool>().await
     }
 
-    /// The parts of the table of identities. No table when it has none.
+    /// The parts of the table of identities, and which table that is.
     ///
     /// `system.parts` would tell it, but looks at each table of the database for it: with 4,000 that takes several times as long.
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn identity_parts(&self) -> Result<(Option<IdentityTable>, Vec<IdentityPart>), Error> {
-        // All of it is in memory. Should ClickHouse have to read the rows, because some were removed by a mere mark, it is an error.
+    pub async fn identity_parts(&self) -> Result<(IdentityTable, Vec<IdentityPart>), Error> {
+        // What ClickHouse knows of parts without reading them. If it has to read many rows for it, since some were removed by a mere
+        // mark, it is an error.
         let sql = format!(
-            "SELECT hostName() AS server, toInt64(toUnixTimestamp(now())) - toInt64(uptime()) AS started_s, _part AS name, count() AS rows, \
-             min(id) AS least FROM {} GROUP BY name SETTINGS optimize_use_projections = 1, max_rows_to_read = {MOST_PARTS}",
+            "SELECT {SERVER}, _part AS name, count() AS rows, min(id) AS least FROM {} GROUP BY name \
+             SETTINGS {BY_PARTS}, max_rows_to_read = {MOST_PARTS}, read_overflow_mode = 'throw'",
             self.table("identities")
         );
         // Both at once: see `Known::only_block`.
         let (found, uuid) = tokio::try_join!(self.query(&sql).rows::<Part>(), self.identities_uuid())?;
-        let table =
-            found.first().map(|Part { server, started_s, .. }| IdentityTable { server: server.clone(), started_s: *started_s, uuid });
+        let (server, started_s) = match found.first() {
+            Some(part) => (part.server.clone(), part.started_s),
+            None => self.query(&format!("SELECT {SERVER}")).one().await?,
+        };
         let parts = found.into_iter().map(|Part { name, rows, least, .. }| {
             let unknown = format!("a part of the table of identities is called {name}, not all_FIRST_LAST_LEVEL");
             IdentityPart::new(name, rows, least).ok_or(Error::Refused(unknown))
         });
-        Ok((table, parts.collect::<Result<_, _>>()?))
+        Ok((IdentityTable { server, started_s, uuid }, parts.collect::<Result<_, _>>()?))
     }
 
     /// What tells the table of identities from any other, of the same name too.

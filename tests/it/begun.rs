@@ -24,6 +24,8 @@ enum Asked {
     Landing,
     Claims,
     Look,
+    /// Which table the look is at: asked at the same time.
+    Table,
     /// Which keys identities have: not asked of new ones by a gateway that has read what is claimed.
     Keys,
     /// To remove claims.
@@ -69,6 +71,7 @@ impl Way {
                 line if line.contains("INSERT+INTO") && line.contains("landing_") => Some(Asked::Landing),
                 line if line.contains("INSERT+INTO") && line.contains("identities") => Some(Asked::Claims),
                 _ if text.contains("AS least") => Some(Asked::Look),
+                _ if text.contains("SHOW CREATE") && text.contains("identities") => Some(Asked::Table),
                 _ if text.contains("AS time_ms, _block_number AS block") => Some(Asked::Keys),
                 _ if text.contains("ALTER TABLE") && text.contains("identities") => Some(Asked::Removal),
                 _ => None,
@@ -188,6 +191,38 @@ async fn nothing_is_stored_whose_claim_has_gone() {
     }
 }
 
+/// The table of identities is replaced in the moment in which a gateway knows which one it is and not yet what it has.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn claims_in_a_table_that_took_the_place_are_not_taken_for_ones_own() {
+    let way = Way::default();
+    let lab = lab(&way).await;
+    let (table, copy) = (lab.warehouse.table("identities"), lab.warehouse.table("copy"));
+    // With parts of the same numbers.
+    for sql in [format!("CREATE TABLE {copy} AS {table}"), format!("ALTER TABLE {copy} ATTACH PARTITION tuple() FROM {table}")] {
+        lab.warehouse.run_ddl(&sql).await.unwrap();
+    }
+    way.forget();
+    let (comes, go) = way.hold(Asked::Look);
+    let replacing = async {
+        comes.await.unwrap();
+        eventually("the table is asked for", async || way.asked.lock().unwrap().contains(&Asked::Table).then_some(())).await;
+        let claim = format!("INSERT INTO {copy} (id, namespace, type, subject, time) VALUES (1, 'n', 't', 'another', now64())");
+        for sql in [claim, format!("EXCHANGE TABLES {copy} AND {table}")] {
+            lab.warehouse.run_ddl(&sql).await.unwrap();
+        }
+        let last = "SELECT max(_part) FROM";
+        let lasts = [&table, &copy].map(|of| lab.warehouse.query(&format!("{last} {of}")).one::<String>());
+        let [one, other] = futures::future::try_join_all(lasts).await.unwrap().try_into().unwrap();
+        assert_eq!(one, other, "the test is none without parts that look alike");
+        go.send(()).unwrap();
+    };
+    let sent = event("e", "t", "s", TIME, json!({}));
+    let (posted, ()) = tokio::join!(lab.post(&sent), replacing);
+    posted.unwrap_err();
+    let stored = format!("SELECT count() FROM {} WHERE event_id = 'e'", lab.warehouse.table("events"));
+    assert_eq!(lab.warehouse.query(&stored).one::<u64>().await.unwrap(), 0, "nothing is stored without its claim");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_insert_is_begun_after_claims_that_failed() {
     let way = Way::default();
@@ -296,7 +331,7 @@ async fn a_purge_leaves_claims_that_came_since() {
     assert_eq!(lab.number("count").await, "1");
 }
 
-/// What is claimed is told by the parts of one table as ClickHouse itself tells it, whatever became of them.
+/// What is claimed is told by the parts of one table as ClickHouse itself tells it, and without reading them.
 #[tokio::test]
 async fn the_parts_of_identities_are_those_that_the_server_has() {
     let lab = Lab::on(ClickHouse::shared().url());
@@ -319,27 +354,31 @@ async fn the_parts_of_identities_are_those_that_the_server_has() {
         assert_eq!(parts, server.collect::<Vec<_>>());
         (is_of, parts)
     };
-    assert_eq!(listed().await, (None, vec![]));
+    let (empty, none) = listed().await;
+    assert!(none.is_empty());
     warehouse.run_ddl(&format!("SYSTEM STOP MERGES {table}")).await.unwrap();
+    // So many that to read them would be an error.
     let claim = |first: u32| {
-        format!("INSERT INTO {table} (id, namespace, type, subject, time) SELECT {first} + number, 'n', 't', 's', now64() FROM numbers(3)")
+        format!(
+            "INSERT INTO {table} (id, namespace, type, subject, time) SELECT {first} + number, 'n', 't', 's', now64() FROM numbers(60000)"
+        )
     };
-    for first in [100, 10, 7] {
+    for first in [200_000, 100_000, 7] {
         warehouse.run_ddl(&claim(first)).await.unwrap();
     }
-    let (is_of, parts) = listed().await;
-    assert_eq!(parts.iter().map(|part| (part.rows, part.least)).collect::<Vec<_>>(), [(3, 100), (3, 10), (3, 7)]);
+    let parts = listed().await.1;
+    assert_eq!(parts.iter().map(|part| (part.rows, part.least)).collect::<Vec<_>>(), [(60_000, 200_000), (60_000, 100_000), (60_000, 7)]);
     warehouse.run_ddl(&format!("SYSTEM START MERGES {table}")).await.unwrap();
-    warehouse.run_ddl(&format!("ALTER TABLE {table} DELETE WHERE id IN (7, 10)")).await.unwrap();
-    assert!(listed().await.1.iter().all(|part| part.data_version > 3));
     warehouse.run_ddl(&format!("OPTIMIZE TABLE {table} FINAL")).await.unwrap();
+    assert_eq!(listed().await.1[0].data_version, 1);
+    warehouse.run_ddl(&format!("ALTER TABLE {table} DELETE WHERE id IN (7, 100000)")).await.unwrap();
     let (after, parts) = listed().await;
-    assert_eq!(parts.iter().map(|part| (part.rows, part.least, part.first_block)).collect::<Vec<_>>(), [(7, 8, 1)]);
-    assert!(is_of.as_ref().unwrap().is_same(&after.unwrap()));
+    let [part] = &parts[..] else { panic!("{parts:?}") };
+    assert_eq!((part.rows, part.least, part.first_block, part.last_block), (179_998, 8, 1, 3));
+    assert!(part.data_version > 3 && empty.is_same(&after));
 
     let other = warehouse.table("other");
     warehouse.run_ddl(&format!("CREATE TABLE {other} AS {table}")).await.unwrap();
     warehouse.run_ddl(&format!("EXCHANGE TABLES {table} AND {other}")).await.unwrap();
-    warehouse.run_ddl(&claim(1)).await.unwrap();
-    assert!(!listed().await.0.unwrap().is_same(&is_of.unwrap()));
+    assert!(!listed().await.0.is_same(&after));
 }
