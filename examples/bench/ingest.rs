@@ -36,7 +36,9 @@ pub async fn measure((setup, direct): (&Setup, &Setup), sizes: &Sizes, seed: u64
             same[at].push(direct.run(To::ClickHouse { rows: size }, connections, size, events.min(size * 1_000)).await?);
         }
     }
+    direct.quiet().await?;
     let lone = bench.lone(To::Gateway, sizes.lone).await?;
+    bench.quiet().await?;
     let lone_direct = direct.lone(To::ClickHouse { rows: 1 }, sizes.lone).await?;
     let steps = direct.steps(sizes.lone).await?;
     bench.check_duplicates().await?;
