@@ -102,12 +102,12 @@ struct Part {
     least: u128,
 }
 
-/// What statements are named after that write events to `events` which were claimed and not stored.
-pub const COMPLETED: &str = "completed";
 /// SQL: which ClickHouse it is, and since when it runs, s since 1970.
 const SERVER: &str = "hostName() AS server, toInt64(toUnixTimestamp(now())) - toInt64(uptime()) AS started_s";
 /// Most parts of the table of identities that are listed: ClickHouse takes no more INSERTs long before.
 const MOST_PARTS: usize = 100_000;
+/// What statements are named after that write events to `events` which were claimed and not stored.
+pub const COMPLETED: &str = "completed";
 /// How long such statements are waited for: whoever posts waits, too.
 const COMPLETING: Duration = Duration::from_secs(5);
 /// Identities of one parameter: 39 digits and a comma each stay below [`super::client::PARAM_BYTES`].

@@ -198,6 +198,7 @@ async fn claims_in_a_table_that_took_the_place_are_not_taken_for_ones_own() {
     let lab = lab(&way).await;
     let (table, copy) = (lab.warehouse.table("identities"), lab.warehouse.table("copy"));
     // With parts of the same numbers.
+    lab.warehouse.run_ddl(&format!("SYSTEM STOP MERGES {table}")).await.unwrap();
     for sql in [format!("CREATE TABLE {copy} AS {table}"), format!("ALTER TABLE {copy} ATTACH PARTITION tuple() FROM {table}")] {
         lab.warehouse.run_ddl(&sql).await.unwrap();
     }
