@@ -20,16 +20,16 @@ use crate::warehouse::{Claim, Error, Insert, Warehouse};
 /// disk.
 const CLAIMS: u32 = 8;
 
-/// Claims what is new among rows of different identities, and tells the first claims of all identities that were claimed
-/// before or are claimed more than once. What it doesn't tell is this round's alone. And the number of the INSERT of what
-/// it claimed, where it is known. Says so when it has `claimed` what is new.
+/// Claims what is new among rows of different identities, of which `first` are those that were claimed before. Tells the first
+/// claims of these and of all identities that are claimed more than once. What it doesn't tell is this round's alone. And the number
+/// of the INSERT of what it claimed, where it is known. Says so when it has `claimed` what is new.
 pub(super) async fn claim(
     warehouse: &Warehouse,
     lookup: &mut Lookup,
     rows: &[&Row],
+    mut first: Claims,
     claimed: watch::Sender<bool>,
 ) -> Result<(Claims, Option<u64>), Error> {
-    let mut first = lookup.before(rows.iter().map(|row| row.identity)).await?;
     let new: Vec<&Row> = rows.iter().copied().filter(|row| !first.contains_key(&row.identity)).collect();
     if new.is_empty() {
         return Ok((first, None));
@@ -44,16 +44,17 @@ pub(super) async fn claim(
 }
 
 /// Claims anew what was `claimed` and is not stored, and notes there whose claim is the first by now: a purge takes away old claims, and may
-/// have taken one since it was looked at, and then somebody else may have claimed the identity.
+/// have taken one since it was looked at, and then somebody else may have claimed the identity. Whether there was room for all these claims.
 pub(super) async fn claim_again<'a>(
     warehouse: &Warehouse,
     lookup: &Lookup,
     rows: impl Iterator<Item = &'a mut Row>,
     claimed: &mut Claims,
-) -> Result<(), Error> {
-    let (mut again, mut ids) = (Vec::new(), Ids::default());
+) -> Result<bool, Error> {
+    let (mut again, mut ids, mut has_room) = (Vec::new(), Ids::default(), true);
     for row in rows {
         let Some(Claim { key, count, .. }) = claimed.get(&row.identity) else { continue };
+        has_room &= *count < CLAIMS;
         if *count < CLAIMS && key.event_type == row.event.attributes.event_type() && ids.insert(row.identity) {
             row.adopt(key);
             again.push(&*row);
@@ -61,11 +62,11 @@ pub(super) async fn claim_again<'a>(
     }
     insert_claims(warehouse, &again).await?;
     claimed.extend(lookup.confirmed(ids.into_iter().collect()).await?);
-    Ok(())
+    Ok(has_room)
 }
 
-/// Claims once more what was stored late and has lost its claim meanwhile: a purge waits for INSERTs that run, and not for a round that
-/// begins them after its look, or again.
+/// Claims once more what was stored and has lost its claim meanwhile: a purge waits for INSERTs that run, and so for no round that had
+/// none between its claims and its rows.
 pub(super) async fn claim_lost(warehouse: &Warehouse, lookup: &Lookup, stored: &[&Row]) -> Result<(), Error> {
     let claimed = lookup.ask(stored.iter().map(|row| row.identity).collect()).await?;
     let lost: Vec<&Row> = stored.iter().copied().filter(|row| !claimed.contains_key(&row.identity)).collect();

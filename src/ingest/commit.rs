@@ -13,12 +13,12 @@ use uuid::Uuid;
 
 use super::claim::{claim, claim_again, claim_lost};
 use super::look::{Claims, Ids, Lookup};
-use super::send::{Early, INSERT, begin, insert_events, insert_landings, new_rows, retried};
+use super::send::{Early, INSERT, New, begin, insert_events, insert_landings, new_rows, retried};
 use crate::event::put_bytes;
 use crate::telemetry::Metrics;
 use crate::warehouse::row::{Row, put_uuid};
 use crate::warehouse::schema::Landings;
-use crate::warehouse::{Error, Insert, StoredKey, Topology, Warehouse};
+use crate::warehouse::{Error, Insert, Lease, StoredKey, Warehouse};
 
 /// Bytes of memory of rows that may wait or be on their way ([`Row::weight`]). Beyond, requests are told to come again.
 const QUEUE_BYTES: usize = 64 * 1_024 * 1_024;
@@ -239,10 +239,11 @@ async fn rounds(warehouse: Warehouse, metrics: Arc<Metrics>, mut waiting: mpsc::
         let timer = metrics.insert_seconds.start_timer();
         let claiming = tracing::info_span!(parent: &span, "claim");
         let (claimed, early) = {
-            let new = if is_calm { new_rows(&warehouse, &lookup, rows_of(&round)) } else { HashMap::new() };
+            let new = if is_calm { new_rows(&warehouse, &lookup, rows_of(&round)) } else { New::default() };
+            let needs_lease = is_calm && !new.covers_round;
             let (claimed, is_claimed) = watch::channel(false);
             tokio::join!(
-                claim_all(&warehouse, &mut lookup, &round, claimed).instrument(claiming.clone()),
+                claim_all(&warehouse, &mut lookup, &round, needs_lease, claimed).instrument(claiming.clone()),
                 begin(&warehouse, new, round.len() == 1, is_claimed)
             )
         };
@@ -276,6 +277,10 @@ struct Settled {
     landings: Landings,
     /// The number of the INSERT of its claims, where it is known.
     block: Option<u64>,
+    /// What runs since before its claims.
+    lease: Option<Lease>,
+    /// What runs since before what is to be completed was claimed again.
+    lease_again: Option<Lease>,
     /// Whether an identity comes twice among the rows.
     has_twice: bool,
     /// Claimed but not stored: rows of these go to `events` first, and from there, like all that is written again, to all tables.
@@ -290,12 +295,20 @@ struct Claimed {
     before: Claims,
     /// The number of the INSERT of its claims, where it is known.
     block: Option<u64>,
+    /// What runs since before its claims.
+    lease: Option<Lease>,
     /// The keys of identities that come twice in the round.
     twice: HashMap<u128, StoredKey>,
 }
 
-/// Claims what is new in a round.
-async fn claim_all(warehouse: &Warehouse, lookup: &mut Lookup, round: &[Waiting], claimed: watch::Sender<bool>) -> Result<Claimed, Error> {
+/// Claims what is new in a round. A purge that takes claims away waits for what ran when they were made: their INSERT, or a lease.
+async fn claim_all(
+    warehouse: &Warehouse,
+    lookup: &mut Lookup,
+    round: &[Waiting],
+    needs_lease: bool,
+    claimed: watch::Sender<bool>,
+) -> Result<Claimed, Error> {
     let rows = || rows_of(round);
     let (mut firsts, mut twice) = (Vec::with_capacity(rows().count()), Ids::default());
     let mut ids = Ids::with_capacity_and_hasher(firsts.capacity(), RandomState::default());
@@ -306,16 +319,31 @@ async fn claim_all(warehouse: &Warehouse, lookup: &mut Lookup, round: &[Waiting]
             twice.insert(row.identity);
         }
     }
-    let (before, block) = claim(warehouse, lookup, &firsts, claimed).await?;
+    let meanwhile = needs_lease && !lookup.has_read();
+    let lease = async { if meanwhile { warehouse.lease().await } else { None } };
+    let (before, mut lease) = tokio::join!(lookup.before(firsts.iter().map(|row| row.identity)), lease);
+    let before = before?;
+    if needs_lease && !meanwhile && firsts.iter().any(|row| !before.contains_key(&row.identity)) {
+        lease = warehouse.lease().await;
+    }
+    let (before, block) = claim(warehouse, lookup, &firsts, before, claimed).await?;
     let twice = firsts.iter().filter(|row| twice.contains(&row.identity)).map(|row| (row.identity, row.key())).collect();
-    Ok(Claimed { before, block, twice })
+    Ok(Claimed { before, block, lease, twice })
 }
 
 /// Gives every row the key of its identity, and leaves only rows that are to be written.
 async fn settle(warehouse: &Warehouse, lookup: &mut Lookup, round: &mut [Waiting], claimed: Claimed) -> Result<Settled, Error> {
-    let Claimed { before: mut claimed, block, twice: in_round } = claimed;
+    let Claimed { before: mut claimed, block, lease, twice: in_round } = claimed;
     let landings = warehouse.ensure_bootstrap().await?;
-    let mut settled = Settled { landings, block, has_twice: !in_round.is_empty(), completed: Ids::default(), again: HashMap::new() };
+    let mut settled = Settled {
+        landings,
+        block,
+        lease,
+        lease_again: None,
+        has_twice: !in_round.is_empty(),
+        completed: Ids::default(),
+        again: HashMap::new(),
+    };
     if claimed.is_empty() && in_round.is_empty() {
         return Ok(settled);
     }
@@ -325,9 +353,12 @@ async fn settle(warehouse: &Warehouse, lookup: &mut Lookup, round: &mut [Waiting
     if stored.len() < before.len() {
         // Who completed them may have gone while ClickHouse still does it.
         warehouse.await_completing().await?;
-        stored = warehouse.stored_among(&before).await?;
+        let (lease, looked) = tokio::join!(warehouse.lease(), warehouse.stored_among(&before));
+        stored = looked?;
         let rows = round.iter_mut().flat_map(|waiting| &mut waiting.submission.rows);
-        claim_again(warehouse, lookup, rows.filter(|row| !stored.contains_key(&row.identity)), &mut claimed).await?;
+        let missing = rows.filter(|row| !stored.contains_key(&row.identity));
+        let are_claimed = claim_again(warehouse, lookup, missing, &mut claimed).await?;
+        settled.lease_again = lease.filter(|_| are_claimed);
     }
     let written = lookup.written_among(&claimed).await;
     for Waiting { submission, refused, repeats, .. } in round {
@@ -397,11 +428,10 @@ async fn write(warehouse: &Warehouse, lookup: &Lookup, round: Vec<Waiting>, sett
     let (landed, rejects, again) = tokio::join!(
         insert_landings(warehouse, settled.landings, &rows, round.len() == 1, early),
         insert_rejects(warehouse, kept.into()),
-        write_again(warehouse, lookup, &completing, settled.again)
+        write_again(warehouse, lookup, &completing, settled.again, settled.lease_again.as_ref())
     );
-    // On a cluster none runs since before its claims, and looking for them each time would cost too much.
-    let is_late = *warehouse.topology() == Topology::Single && landed.values().any(|landed| matches!(landed, Ok(false)));
-    let is_lost = is_late && !lookup.has_all_of(settled.block).await;
+    let is_late = landed.values().any(|landed| matches!(landed, Ok(false)));
+    let is_lost = is_late && !warehouse.holds(settled.lease.as_ref()).await && !lookup.has_all_of(settled.block).await;
     let kept = if is_lost { claim_lost(warehouse, lookup, &rows).await } else { Ok(()) };
     drop((rows, completing));
     answer(round, |Waiting { submission, repeats, .. }| {
@@ -429,10 +459,13 @@ async fn write_again(
     lookup: &Lookup,
     completing: &[&Row],
     again: HashMap<(String, String), Vec<u128>>,
+    lease: Option<&Lease>,
 ) -> Result<(), Error> {
     insert_events(warehouse, completing).await?;
     // What is written again is found by its claim.
-    claim_lost(warehouse, lookup, completing).await?;
+    if !completing.is_empty() && !warehouse.holds(lease).await {
+        claim_lost(warehouse, lookup, completing).await?;
+    }
     for ((namespace, event_type), ids) in again {
         retried(warehouse, || warehouse.write_again(&namespace, &event_type, &ids)).await?;
     }

@@ -33,16 +33,27 @@ pub(super) struct Early {
     ids: Vec<u128>,
 }
 
-/// Rows of a round that seem to be new events, by landing table: their INSERTs are begun before that is certain.
-pub(super) fn new_rows<'a>(warehouse: &Warehouse, lookup: &Lookup, rows: impl Iterator<Item = &'a Row>) -> HashMap<String, Vec<&'a Row>> {
+/// Rows of a round that seem to be new events.
+#[derive(Default)]
+pub(super) struct New<'a> {
+    /// By the landing tables whose INSERTs are begun before that is certain.
+    tables: HashMap<String, Vec<&'a Row>>,
+    /// Whether these are all tables of the round.
+    pub(super) covers_round: bool,
+}
+
+/// Which rows of a round are to be sent beside their claims.
+pub(super) fn new_rows<'a>(warehouse: &Warehouse, lookup: &Lookup, rows: impl Iterator<Item = &'a Row>) -> New<'a> {
     // A cluster's shards prepare rows when all are there: nothing would be gained.
-    let Some(landings) = warehouse.landings().filter(|_| *warehouse.topology() == Topology::Single) else { return HashMap::new() };
+    let can_begin = *warehouse.topology() == Topology::Single && warehouse.begins();
+    let Some(landings) = warehouse.landings().filter(|_| can_begin) else { return New::default() };
     let mut tables: HashMap<u64, (Vec<&Row>, usize)> = HashMap::new();
     for row in rows {
         let (new, all) = tables.entry(landings.number(row.landing)).or_default();
         new.extend(lookup.is_new(row.identity).then_some(row));
         *all += 1;
     }
+    let all_tables = tables.len();
     // Of fewer new ones the rest might not be sent after them: see `rest`.
     let mostly_new = tables.into_iter().filter(|(_, (new, all))| !new.is_empty() && new.len() * 2 >= *all);
     // Until they are shown each month's part keeps its files open.
@@ -52,20 +63,18 @@ pub(super) fn new_rows<'a>(warehouse: &Warehouse, lookup: &Lookup, rows: impl It
     };
     let tables = mostly_new.filter(|(_, (new, _))| span_ms(new) <= SPAN_MS).map(|(number, (new, _))| (landings.name(number), new));
     let tables: HashMap<_, _> = tables.filter(|(table, _)| warehouse.has_landing(table)).collect();
-    if tables.len() > BEGUN { HashMap::new() } else { tables }
+    if tables.len() > BEGUN {
+        return New::default();
+    }
+    New { covers_round: tables.len() == all_tables, tables }
 }
 
 /// Begins the INSERTs into landing tables with rows that seem to be new, so that ClickHouse prepares them while their identities are
 /// claimed. It shows none of them before [`insert_landings`] ends the INSERT; dropped, it is as if nothing had been sent.
 ///
 /// What is alone is in a hurry, and its rows go when they are `claimed`: that, which everything waits for, has the machine to itself.
-pub(super) async fn begin(
-    warehouse: &Warehouse,
-    tables: HashMap<String, Vec<&Row>>,
-    is_alone: bool,
-    claimed: watch::Receiver<bool>,
-) -> HashMap<String, Early> {
-    let begin = tables.into_iter().map(|(table, rows)| {
+pub(super) async fn begin(warehouse: &Warehouse, new: New<'_>, is_alone: bool, claimed: watch::Receiver<bool>) -> HashMap<String, Early> {
+    let begin = new.tables.into_iter().map(|(table, rows)| {
         let mut claimed = claimed.clone();
         let go = async move { !is_alone || claimed.wait_for(|is_claimed| *is_claimed).await.is_ok() };
         async move {
@@ -96,8 +105,8 @@ const fn event_insert<'a>(table: &'a str, name: &'a str, bytes: usize, is_alone:
     Insert { table, columns: COLUMNS, bytes, name, deadline: INSERT, is_alone }
 }
 
-/// One INSERT per landing table, all at once; by the table's number. Ok: whether it ran since before its rows were claimed, so that a
-/// purge waited for it.
+/// One INSERT per landing table, all at once; by the table's number. Ok: whether it was begun beside its rows' claims, so that a purge
+/// waits for it that takes claims away.
 pub(super) async fn insert_landings(
     warehouse: &Warehouse,
     landings: Landings,

@@ -1,16 +1,18 @@
 //! INSERTs that are begun before it is known whether they are to be: ended they are written, dropped they never were.
 
 use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
 use clickhouse::insert_formatted::InsertFormatted;
+use tokio::runtime::Handle;
 use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::client::SMALL_INSERT;
 use super::row::put_uuid;
-use super::{Error, Insert, Warehouse};
+use super::{Error, Insert, Warehouse, insert_name};
 use crate::event::{put_bytes, put_varint};
 
 /// An INSERT that was begun with its first rows. ClickHouse prepares them, and makes none visible before it has the end of the INSERT
@@ -18,6 +20,22 @@ use crate::event::{put_bytes, put_varint};
 pub struct Begun {
     pub(super) insert: InsertFormatted,
     pub(super) deadline: Duration,
+}
+
+/// An INSERT that was begun and never gets a row. It runs, for all who wait for INSERTs, until this is dropped or ClickHouse has waited
+/// too long for what it is to be sent.
+pub struct Lease {
+    insert: Option<InsertFormatted>,
+    name: String,
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if let (Some(insert), Ok(runtime)) = (self.insert.take(), Handle::try_current()) {
+            // Broken off it would end, too, and ClickHouse would log an error. Nobody waits for that.
+            runtime.spawn(async move { tokio::time::timeout(PROBE, insert.end()).await });
+        }
+    }
 }
 
 /// Settings by which ClickHouse would make visible what it has of an INSERT that is not ended: by making several blocks of its first
@@ -28,6 +46,10 @@ const UNENDED: [&str; 4] = [
     "input_format_max_block_wait_ms",
     "input_format_connection_handling",
 ];
+/// How long a lease runs. ClickHouse ends it earlier where it waits less for what an INSERT is to be sent.
+const LEASE: Duration = Duration::from_secs(300);
+/// How long ClickHouse may take to begin one: whoever posts waits, too.
+const LEASED: Duration = Duration::from_millis(500);
 /// How long ClickHouse may take to prepare one row, or to note that an INSERT was broken off.
 const PROBE: Duration = Duration::from_secs(5);
 
@@ -64,8 +86,7 @@ impl Warehouse {
         put_bytes(&mut row, b"");
         row.extend_from_slice(&[0; 8 + 16]);
         let name = format!("kubemeter-probe-{nobody}");
-        let columns = "namespace, cancellation, type, subject, time, id";
-        let insert = Insert { table: "cancelled_events", columns, bytes: row.len(), name: &name, deadline: PROBE, is_alone: true };
+        let insert = Insert { bytes: row.len(), deadline: PROBE, is_alone: true, ..into_notes(&name) };
         let Some(begun) = self.begin(insert, 1, std::future::ready(true), std::iter::once(row.into())).await? else { return Ok(false) };
         let is_prepared = self.waits_until(&name, 1, true).await?;
         let is_kept = is_prepared && !self.has_probe(nobody).await?;
@@ -108,16 +129,8 @@ impl Warehouse {
     ) -> Result<Option<Begun>, Error> {
         debug_assert!(rows > 0, "ClickHouse prepares what it has this many rows of");
         let Some(unended) = self.unended.lock().unwrap_or_else(PoisonError::into_inner).clone() else { return Ok(None) };
-        // Bytes that say no more than the statement: it has to end somewhere before the rows.
-        let sql = insert.sql(self, "RowBinaryWithNames");
-        let names: Vec<&str> = insert.columns.split(", ").collect();
-        let mut header = Vec::with_capacity(1 + insert.columns.len());
-        put_varint(&mut header, names.len());
-        names.iter().for_each(|name| put_bytes(&mut header, name.as_bytes()));
-        let mut begun = self
-            .prepared(&insert, &sql)
-            // It begins when it has read this and one byte of what follows, by default 256 KiB. It ends the statement's line itself.
-            .with_setting("max_query_size", (sql.len() + 1).to_string())
+        let (opened, header) = self.opened(&insert);
+        let mut begun = opened
             // All rows are one block, made as soon as they are there. It is prepared at once, and shown when another one follows or the
             // INSERT ends: all of its months together.
             .with_setting("max_insert_block_size", rows.to_string())
@@ -131,7 +144,7 @@ impl Warehouse {
         }
         let deadline = insert.deadline;
         let sent = self.timed(deadline, async move {
-            begun.send(header.into()).await?;
+            begun.send(header).await?;
             if !go.await {
                 return Ok(None);
             }
@@ -141,6 +154,59 @@ impl Warehouse {
             Ok(Some(begun))
         });
         Ok(sent.await?.map(|insert| Begun { insert, deadline }))
+    }
+
+    /// An INSERT, and the bytes after which ClickHouse begins it.
+    fn opened(&self, insert: &Insert<'_>) -> (InsertFormatted, Bytes) {
+        // Bytes that say no more than the statement: it has to end somewhere before the rows.
+        let sql = insert.sql(self, "RowBinaryWithNames");
+        let names: Vec<&str> = insert.columns.split(", ").collect();
+        let mut header = Vec::with_capacity(1 + insert.columns.len());
+        put_varint(&mut header, names.len());
+        names.iter().for_each(|name| put_bytes(&mut header, name.as_bytes()));
+        // It begins when it has read this and one byte of what follows, by default 256 KiB. It ends the statement's line itself.
+        (self.prepared(insert, &sql).with_setting("max_query_size", (sql.len() + 1).to_string()), header.into())
+    }
+
+    /// Begins a statement that all wait for who wait for INSERTs, and sees it run. None: it doesn't, in time.
+    pub async fn lease(&self) -> Option<Lease> {
+        if self.refuses_leases.load(Ordering::Relaxed) {
+            return None;
+        }
+        let name = format!("{}-{}", insert_name("round"), Uuid::new_v4());
+        let (mut insert, header) = self.opened(&into_notes(&name));
+        let sent = self.timed(PROBE, async move { insert.send(header).await.map(|()| insert) }).await;
+        let mut lease = Lease { insert: Some(sent.ok()?), name };
+        let until = Instant::now() + LEASED;
+        while !self.holds(Some(&lease)).await {
+            if Instant::now() > until {
+                self.note_lease(lease.insert.take()?).await;
+                return None;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        Some(lease)
+    }
+
+    /// Whether a lease runs. It was seen when it was made; seen again it ran all the time.
+    pub async fn holds(&self, lease: Option<&Lease>) -> bool {
+        let Some(Lease { name, .. }) = lease else { return false };
+        let sql = format!("SELECT count() > 0 FROM {} WHERE startsWith(query_id, {{name:String}})", self.topology().system("processes"));
+        self.query(&sql).bind("name", &**name).within(PROBE).one::<bool>().await.unwrap_or(false)
+    }
+
+    /// Notes why a lease did not run: if ClickHouse refuses them none is tried any more.
+    async fn note_lease(&self, insert: InsertFormatted) {
+        let ended = tokio::time::timeout(LEASED, insert.end()).await;
+        if let Ok(Err(Error::Refused(why))) = ended.map(|ended| ended.map_err(Error::from))
+            && !self.refuses_leases.swap(true, Ordering::Relaxed)
+        {
+            tracing::warn!(
+                why,
+                "ClickHouse refuses INSERTs that are begun before their rows are there (may its user set max_query_size?): a purge of \
+                 subjects of which events are just coming may take their claims away"
+            );
+        }
     }
 
     /// Sends the rest of an INSERT that was begun, no more rows than at first, and ends it.
@@ -156,6 +222,11 @@ impl Warehouse {
             insert.end().await
         });
         done.await
+    }
+
+    /// Whether INSERTs can be begun with their rows, as far as is known.
+    pub fn begins(&self) -> bool {
+        self.unended.lock().unwrap_or_else(PoisonError::into_inner).is_some()
     }
 
     /// Notes how an INSERT that was begun failed: if ClickHouse refuses them none is begun any more.
@@ -175,4 +246,10 @@ impl Warehouse {
     fn set_unended(&self, settings: Option<Vec<String>>) -> bool {
         std::mem::replace(&mut *self.unended.lock().unwrap_or_else(PoisonError::into_inner), settings).is_some()
     }
+}
+
+/// An INSERT of what nobody asks for, or of nothing.
+const fn into_notes(name: &str) -> Insert<'_> {
+    let columns = "namespace, cancellation, type, subject, time, id";
+    Insert { table: "cancelled_events", columns, bytes: 0, name, deadline: LEASE, is_alone: false }
 }

@@ -1,6 +1,7 @@
 //! Calls to ClickHouse, each with a deadline and an error that says whether trying again can help.
 
 use std::collections::HashSet;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -58,6 +59,8 @@ pub struct Warehouse {
     made: Arc<Mutex<Made>>,
     /// See [`Warehouse::learn_to_begin`].
     pub(super) unended: Arc<Mutex<Option<Vec<String>>>>,
+    /// See [`Warehouse::lease`].
+    pub(super) refuses_leases: Arc<AtomicBool>,
     pub(super) few_subjects: FewSubjects,
 }
 
@@ -341,6 +344,7 @@ impl Warehouse {
             database: options.database.clone(),
             made: Arc::default(),
             unended: Arc::default(),
+            refuses_leases: Arc::default(),
             few_subjects: few_subjects(),
         }
     }

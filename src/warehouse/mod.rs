@@ -18,9 +18,9 @@ pub mod sql;
 mod tables;
 mod topology;
 
-pub use begun::Begun;
+pub use begun::{Begun, Lease};
 pub use client::{Error, Insert, Query, Rows, Warehouse, WarehouseOptions};
-pub use identities::{COMPLETED, Claim, IdentityPart, IdentityTable, StoredKey};
+pub use identities::{COMPLETED, Claim, IdentityPart, ServerRun, StoredKey};
 pub use listings::{EventRecord, RejectRecord};
 pub use tables::{BACKFILL, insert_name};
 pub use topology::{Cluster, Topology};

@@ -39,7 +39,7 @@ impl Warehouse {
             self.await_named(BACKFILL, deadline).await?;
             self.await_named(INSERT, deadline).await?;
         }
-        // Of what is claimed by now and not yet in `events` the INSERT runs. What is claimed later keeps its claim.
+        // Of what is claimed by now and not yet in `events` the INSERT runs, or a lease does. What is claimed later keeps its claim.
         let last_claims = self.last_claims().await?;
         self.await_named(INSERT, deadline).await?;
         let notes = self.tables_with_prefix("meter_").await?;
