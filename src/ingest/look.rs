@@ -19,6 +19,10 @@ const CATCH_UP: Duration = Duration::from_secs(30);
 const LOAD: Duration = Duration::from_secs(600);
 /// Pause before everything is read again, after ClickHouse turned out to be another one or could not be read.
 const AGAIN: Duration = Duration::from_secs(30);
+/// First and longest pause before it is tried again whether INSERTs can be begun.
+const SOON: Duration = Duration::from_secs(5);
+/// See [`SOON`].
+const SELDOM: Duration = Duration::from_secs(3_600);
 /// How often a list of parts may be out of date by the time that they are read.
 const TRIES: usize = 4;
 
@@ -30,6 +34,9 @@ pub(super) struct Lookup {
     from_memory: bool,
     /// Whether the last try to read what is claimed failed: it is told once.
     behind: bool,
+    /// When it is tried again whether INSERTs can be begun, if none can, and the pause after that: what ClickHouse had no time for when it
+    /// was tried first it may have time for later.
+    learn: (Instant, Duration),
 }
 
 enum Memory {
@@ -70,7 +77,7 @@ impl Lookup {
     /// Begins to read what is claimed.
     pub(super) fn new(warehouse: Warehouse) -> Self {
         let memory = Memory::Loading(load(&warehouse));
-        Self { warehouse, memory, from_memory: false, behind: false }
+        Self { warehouse, memory, from_memory: false, behind: false, learn: (Instant::now() + SOON, SOON) }
     }
 
     /// Which identities were claimed before. One that is not in the answer may have been claimed since this gateway last
@@ -199,6 +206,12 @@ impl Lookup {
                 }
             }
             Memory::Absent(until) if *until <= Instant::now() => self.memory = Memory::Loading(load(&self.warehouse)),
+            Memory::Known(_) if !self.warehouse.begins() && self.learn.0 <= Instant::now() => {
+                let pause = (self.learn.1 * 2).min(SELDOM);
+                self.learn = (Instant::now() + pause, pause);
+                let warehouse = self.warehouse.clone();
+                tokio::spawn(async move { warehouse.learn_to_begin().await });
+            }
             _ => {}
         }
     }

@@ -1,18 +1,16 @@
 //! INSERTs that are begun before it is known whether they are to be: ended they are written, dropped they never were.
 
 use std::sync::PoisonError;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
 use clickhouse::insert_formatted::InsertFormatted;
-use tokio::runtime::Handle;
 use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::client::SMALL_INSERT;
 use super::row::put_uuid;
-use super::{Error, Insert, Warehouse, insert_name};
+use super::{Error, Insert, Warehouse};
 use crate::event::{put_bytes, put_varint};
 
 /// An INSERT that was begun with its first rows. ClickHouse prepares them, and makes none visible before it has the end of the INSERT
@@ -22,22 +20,10 @@ pub struct Begun {
     pub(super) deadline: Duration,
 }
 
-/// An INSERT that was begun and never gets a row. It runs, for all who wait for INSERTs, until this is dropped or ClickHouse has waited
-/// too long for what it is to be sent.
-pub struct Lease {
-    insert: Option<InsertFormatted>,
-    name: String,
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        if let (Some(insert), Ok(runtime)) = (self.insert.take(), Handle::try_current()) {
-            // Broken off it would end, too, and ClickHouse would log an error. Nobody waits for that.
-            runtime.spawn(async move { tokio::time::timeout(PROBE, insert.end()).await });
-        }
-    }
-}
-
+/// Where a row goes that nobody asks for.
+pub(super) const TABLE: &str = "cancelled_events";
+/// Its columns.
+pub(super) const COLUMNS: &str = "namespace, cancellation, type, subject, time, id";
 /// Settings by which ClickHouse would make visible what it has of an INSERT that is not ended: by making several blocks of its first
 /// rows, or by taking a connection's end for the INSERT's. They are newer than the oldest ClickHouse that is supported.
 const UNENDED: [&str; 4] = [
@@ -46,10 +32,6 @@ const UNENDED: [&str; 4] = [
     "input_format_max_block_wait_ms",
     "input_format_connection_handling",
 ];
-/// How long a lease runs. ClickHouse ends it earlier where it waits less for what an INSERT is to be sent.
-const LEASE: Duration = Duration::from_secs(300);
-/// How long ClickHouse may take to begin one: whoever posts waits, too.
-const LEASED: Duration = Duration::from_millis(500);
 /// How long ClickHouse may take to prepare one row, or to note that an INSERT was broken off.
 const PROBE: Duration = Duration::from_secs(5);
 
@@ -60,24 +42,20 @@ impl Warehouse {
     /// # Errors
     /// See [`Error`].
     pub async fn learn_to_begin(&self) -> Result<bool, Error> {
-        self.set_unended(None);
         let known = self.query("SELECT name FROM system.settings WHERE name IN {names:Array(String)}").bind("names", UNENDED.as_slice());
         let known = known.rows().await?;
-        self.set_unended(Some(known));
-        let is_kept = match self.keeps_unended().await {
+        let is_kept = match self.keeps_unended(&known).await {
             Err(Error::Refused(why)) => {
                 tracing::debug!(why, "an INSERT that is not ended was refused");
                 Ok(false)
             }
             is_kept => is_kept,
         };
-        if !matches!(is_kept, Ok(true)) {
-            self.set_unended(None);
-        }
+        self.set_unended(matches!(is_kept, Ok(true)).then_some(known));
         is_kept
     }
 
-    async fn keeps_unended(&self) -> Result<bool, Error> {
+    async fn keeps_unended(&self, unended: &[String]) -> Result<bool, Error> {
         let nobody = Uuid::new_v4();
         let mut row = Vec::new();
         put_bytes(&mut row, b"");
@@ -86,8 +64,9 @@ impl Warehouse {
         put_bytes(&mut row, b"");
         row.extend_from_slice(&[0; 8 + 16]);
         let name = format!("kubemeter-probe-{nobody}");
-        let insert = Insert { bytes: row.len(), deadline: PROBE, is_alone: true, ..into_notes(&name) };
-        let Some(begun) = self.begin(insert, 1, std::future::ready(true), std::iter::once(row.into())).await? else { return Ok(false) };
+        let insert = Insert { table: TABLE, columns: COLUMNS, bytes: row.len(), name: &name, deadline: PROBE, is_alone: true };
+        let begun = self.begin_with(unended, insert, 1, std::future::ready(true), std::iter::once(row.into())).await?;
+        let Some(begun) = begun else { return Ok(false) };
         let is_prepared = self.waits_until(&name, 1, true).await?;
         let is_kept = is_prepared && !self.has_probe(nobody).await?;
         drop(begun);
@@ -96,8 +75,7 @@ impl Warehouse {
     }
 
     async fn has_probe(&self, nobody: Uuid) -> Result<bool, Error> {
-        let sql =
-            format!("SELECT count() > 0 FROM {} WHERE namespace = '' AND cancellation = {{nobody:UUID}}", self.table("cancelled_events"));
+        let sql = format!("SELECT count() > 0 FROM {} WHERE namespace = '' AND cancellation = {{nobody:UUID}}", self.table(TABLE));
         self.query(&sql).bind("nobody", nobody.to_string()).one::<bool>().await
     }
 
@@ -127,8 +105,19 @@ impl Warehouse {
         go: impl Future<Output = bool>,
         pieces: impl Iterator<Item = Bytes>,
     ) -> Result<Option<Begun>, Error> {
-        debug_assert!(rows > 0, "ClickHouse prepares what it has this many rows of");
         let Some(unended) = self.unended.lock().unwrap_or_else(PoisonError::into_inner).clone() else { return Ok(None) };
+        self.begin_with(&unended, insert, rows, go, pieces).await
+    }
+
+    async fn begin_with(
+        &self,
+        unended: &[String],
+        insert: Insert<'_>,
+        rows: usize,
+        go: impl Future<Output = bool>,
+        pieces: impl Iterator<Item = Bytes>,
+    ) -> Result<Option<Begun>, Error> {
+        debug_assert!(rows > 0, "ClickHouse prepares what it has this many rows of");
         let (opened, header) = self.opened(&insert);
         let mut begun = opened
             // All rows are one block, made as soon as they are there. It is prepared at once, and shown when another one follows or the
@@ -157,7 +146,7 @@ impl Warehouse {
     }
 
     /// An INSERT, and the bytes after which ClickHouse begins it.
-    fn opened(&self, insert: &Insert<'_>) -> (InsertFormatted, Bytes) {
+    pub(super) fn opened(&self, insert: &Insert<'_>) -> (InsertFormatted, Bytes) {
         // Bytes that say no more than the statement: it has to end somewhere before the rows.
         let sql = insert.sql(self, "RowBinaryWithNames");
         let names: Vec<&str> = insert.columns.split(", ").collect();
@@ -166,47 +155,6 @@ impl Warehouse {
         names.iter().for_each(|name| put_bytes(&mut header, name.as_bytes()));
         // It begins when it has read this and one byte of what follows, by default 256 KiB. It ends the statement's line itself.
         (self.prepared(insert, &sql).with_setting("max_query_size", (sql.len() + 1).to_string()), header.into())
-    }
-
-    /// Begins a statement that all wait for who wait for INSERTs, and sees it run. None: it doesn't, in time.
-    pub async fn lease(&self) -> Option<Lease> {
-        if self.refuses_leases.load(Ordering::Relaxed) {
-            return None;
-        }
-        let name = format!("{}-{}", insert_name("round"), Uuid::new_v4());
-        let (mut insert, header) = self.opened(&into_notes(&name));
-        let sent = self.timed(PROBE, async move { insert.send(header).await.map(|()| insert) }).await;
-        let mut lease = Lease { insert: Some(sent.ok()?), name };
-        let until = Instant::now() + LEASED;
-        while !self.holds(Some(&lease)).await {
-            if Instant::now() > until {
-                self.note_lease(lease.insert.take()?).await;
-                return None;
-            }
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-        Some(lease)
-    }
-
-    /// Whether a lease runs. It was seen when it was made; seen again it ran all the time.
-    pub async fn holds(&self, lease: Option<&Lease>) -> bool {
-        let Some(Lease { name, .. }) = lease else { return false };
-        let sql = format!("SELECT count() > 0 FROM {} WHERE startsWith(query_id, {{name:String}})", self.topology().system("processes"));
-        self.query(&sql).bind("name", &**name).within(PROBE).one::<bool>().await.unwrap_or(false)
-    }
-
-    /// Notes why a lease did not run: if ClickHouse refuses them none is tried any more.
-    async fn note_lease(&self, insert: InsertFormatted) {
-        let ended = tokio::time::timeout(LEASED, insert.end()).await;
-        if let Ok(Err(Error::Refused(why))) = ended.map(|ended| ended.map_err(Error::from))
-            && !self.refuses_leases.swap(true, Ordering::Relaxed)
-        {
-            tracing::warn!(
-                why,
-                "ClickHouse refuses INSERTs that are begun before their rows are there (may its user set max_query_size?): a purge of \
-                 subjects of which events are just coming may take their claims away"
-            );
-        }
     }
 
     /// Sends the rest of an INSERT that was begun, no more rows than at first, and ends it.
@@ -246,10 +194,4 @@ impl Warehouse {
     fn set_unended(&self, settings: Option<Vec<String>>) -> bool {
         std::mem::replace(&mut *self.unended.lock().unwrap_or_else(PoisonError::into_inner), settings).is_some()
     }
-}
-
-/// An INSERT of what nobody asks for, or of nothing.
-const fn into_notes(name: &str) -> Insert<'_> {
-    let columns = "namespace, cancellation, type, subject, time, id";
-    Insert { table: "cancelled_events", columns, bytes: 0, name, deadline: LEASE, is_alone: false }
 }

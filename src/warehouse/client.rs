@@ -1,7 +1,6 @@
 //! Calls to ClickHouse, each with a deadline and an error that says whether trying again can help.
 
 use std::collections::HashSet;
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -15,6 +14,7 @@ use hyper_util::rt::TokioExecutor;
 use serde::Serialize;
 
 use super::begun::Begun;
+use super::lease::Leases;
 use super::reading::{FewSubjects, few_subjects};
 use super::schema::Landings;
 use super::sql;
@@ -60,7 +60,7 @@ pub struct Warehouse {
     /// See [`Warehouse::learn_to_begin`].
     pub(super) unended: Arc<Mutex<Option<Vec<String>>>>,
     /// See [`Warehouse::lease`].
-    pub(super) refuses_leases: Arc<AtomicBool>,
+    pub(super) leases: Arc<Mutex<Leases>>,
     pub(super) few_subjects: FewSubjects,
 }
 
@@ -344,7 +344,7 @@ impl Warehouse {
             database: options.database.clone(),
             made: Arc::default(),
             unended: Arc::default(),
-            refuses_leases: Arc::default(),
+            leases: Arc::default(),
             few_subjects: few_subjects(),
         }
     }

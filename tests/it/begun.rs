@@ -49,10 +49,14 @@ struct Way {
     /// Taken by the next of its kind: that passes when the other end of both was used.
     held: Arc<Mutex<Option<(Asked, Hold)>>>,
     /// A setting that ClickHouse doesn't know here, as where its user may not set it.
-    refuses: Option<&'static str>,
+    refuses: Arc<Mutex<Option<&'static str>>>,
 }
 
 impl Way {
+    fn that_refuses(setting: &'static str) -> Self {
+        Self { refuses: Arc::new(Mutex::new(Some(setting))), ..Self::default() }
+    }
+
     /// Where it begins.
     async fn to(&self, url: &str) -> String {
         let to = url.trim_start_matches("http://").to_owned();
@@ -92,7 +96,7 @@ impl Way {
                 go.await.unwrap();
             }
             let mut bytes = buffer[..read].to_vec();
-            if let Some(refused) = self.refuses
+            if let Some(refused) = *self.refuses.lock().unwrap()
                 && let Some(at) = text.find(refused)
             {
                 bytes[at] = b'x';
@@ -155,7 +159,7 @@ async fn until_read(lab: &Lab, way: &Way, is_so: impl Fn() -> bool) {
 
 /// A lab whose ClickHouse gets INSERTs as a whole.
 async fn without_begun(way: &Way, database: &str) -> Lab {
-    assert!(way.refuses.is_some());
+    assert!(way.refuses.lock().unwrap().is_some());
     let lab = Lab::with(&options(&way.to(ClickHouse::shared().url()).await, database, Topology::Single));
     lab.meter("count", spec("t", Aggregation::Count, None, &[])).await;
     lab
@@ -279,13 +283,22 @@ async fn no_insert_is_begun_after_claims_that_failed() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_clickhouse_that_refuses_inserts_whose_rows_come_later_gets_them_as_a_whole() {
-    let way = Way { refuses: Some(BEGINS_WITH), ..Way::default() };
+    let way = Way::that_refuses(BEGINS_WITH);
     let lab = without_begun(&way, &new_database()).await;
     assert!(!lab.warehouse.learn_to_begin().await.unwrap());
     for id in 0..3 {
         assert_eq!(lab.post(&event(&id.to_string(), "t", "s", TIME, json!({}))).await.unwrap().accepted, 1);
     }
     assert_eq!(lab.number("count").await, "3");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gateway_whose_clickhouse_could_not_begin_inserts_tries_again() {
+    let way = Way::that_refuses(BEGINS_WITH);
+    let lab = without_begun(&way, &new_database()).await;
+    until_read(&lab, &way, || !way.has_begun()).await;
+    *way.refuses.lock().unwrap() = None;
+    until_read(&lab, &way, || way.has_begun()).await;
 }
 
 /// As the operator purges the Customer of subject `s`.
@@ -295,7 +308,7 @@ async fn purge(lab: &Lab) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_stored_after_its_claim_was_purged_is_claimed_again() {
-    let way = Way { refuses: Some(BEGINS_WITH), ..Way::default() };
+    let way = Way::that_refuses(BEGINS_WITH);
     let lab = without_begun(&way, &new_database()).await;
     let sent = |time| event("e", "t", "s", time, json!({}));
     let (comes, go) = way.hold(Asked::Landing);
@@ -313,7 +326,7 @@ async fn what_is_stored_after_its_claim_was_purged_is_claimed_again() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_claimed_and_not_stored_is_completed_for_the_claim_that_is_first_by_then() {
-    let way = Way { refuses: Some(BEGINS_WITH), ..Way::default() };
+    let way = Way::that_refuses(BEGINS_WITH);
     let lab = without_begun(&way, &new_database()).await;
     let other = Lab::in_database(ClickHouse::shared().url(), lab.warehouse.database());
     let sent = |time| event("e", "t", "s", time, json!({}));
@@ -420,7 +433,7 @@ async fn a_purge_waits_for_what_was_purged_and_comes_again() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_purge_waits_where_no_insert_is_begun_with_its_rows() {
-    let way = Way { refuses: Some("max_insert_block_size"), ..Way::default() };
+    let way = Way::that_refuses("max_insert_block_size");
     let lab = without_begun(&way, &new_database()).await;
     until_read(&lab, &way, || true).await;
     purge_waits(&lab, &way, Asked::Landing, |time| event("e", "t", "s", time, json!({}))).await;
@@ -458,7 +471,7 @@ async fn a_gateway_with_nothing_to_do_finds_that_the_table_was_replaced_by_a_cop
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_purge_leaves_claims_that_came_since() {
-    let (way, purging_way) = (Way { refuses: Some(BEGINS_WITH), ..Way::default() }, Way::default());
+    let (way, purging_way) = (Way::that_refuses(BEGINS_WITH), Way::default());
     let database = new_database();
     let lab = without_begun(&way, &database).await;
     let sent = |time| event("e", "t", "s", time, json!({}));
