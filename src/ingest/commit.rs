@@ -281,6 +281,8 @@ struct Settled {
     lease: Option<Lease>,
     /// What runs since before what is to be completed was claimed again.
     lease_again: Option<Lease>,
+    /// Whether all of that was.
+    is_claimed_again: bool,
     /// Whether an identity comes twice among the rows.
     has_twice: bool,
     /// Claimed but not stored: rows of these go to `events` first, and from there, like all that is written again, to all tables.
@@ -319,7 +321,7 @@ async fn claim_all(
             twice.insert(row.identity);
         }
     }
-    let meanwhile = needs_lease && !lookup.has_read();
+    let meanwhile = needs_lease && !firsts.is_empty() && !lookup.has_read();
     let lease = async { if meanwhile { warehouse.lease().await } else { None } };
     let (before, mut lease) = tokio::join!(lookup.before(firsts.iter().map(|row| row.identity)), lease);
     let before = before?;
@@ -340,6 +342,7 @@ async fn settle(warehouse: &Warehouse, lookup: &mut Lookup, round: &mut [Waiting
         block,
         lease,
         lease_again: None,
+        is_claimed_again: false,
         has_twice: !in_round.is_empty(),
         completed: Ids::default(),
         again: HashMap::new(),
@@ -357,8 +360,8 @@ async fn settle(warehouse: &Warehouse, lookup: &mut Lookup, round: &mut [Waiting
         stored = looked?;
         let rows = round.iter_mut().flat_map(|waiting| &mut waiting.submission.rows);
         let missing = rows.filter(|row| !stored.contains_key(&row.identity));
-        let are_claimed = claim_again(warehouse, lookup, missing, &mut claimed).await?;
-        settled.lease_again = lease.filter(|_| are_claimed);
+        settled.is_claimed_again = claim_again(warehouse, lookup, missing, &mut claimed).await?;
+        settled.lease_again = lease;
     }
     let written = lookup.written_among(&claimed).await;
     for Waiting { submission, refused, repeats, .. } in round {
@@ -428,7 +431,7 @@ async fn write(warehouse: &Warehouse, lookup: &Lookup, round: Vec<Waiting>, sett
     let (landed, rejects, again) = tokio::join!(
         insert_landings(warehouse, settled.landings, &rows, round.len() == 1, early),
         insert_rejects(warehouse, kept.into()),
-        write_again(warehouse, lookup, &completing, settled.again, settled.lease_again.as_ref())
+        write_again(warehouse, lookup, &completing, settled.again, settled.lease_again.as_ref().filter(|_| settled.is_claimed_again))
     );
     let is_late = landed.values().any(|landed| matches!(landed, Ok(false)));
     let is_lost = is_late && !warehouse.holds(settled.lease.as_ref()).await && !lookup.has_all_of(settled.block).await;

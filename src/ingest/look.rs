@@ -6,12 +6,11 @@ use std::time::Duration;
 use foldhash::fast::RandomState;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
-use uuid::Uuid;
 
 use super::seen::Seen;
 use super::send::retried;
 use super::whole::Whole;
-use crate::warehouse::{Claim, Error, IdentityPart, ServerRun, Warehouse};
+use crate::warehouse::{Claim, Error, IdentityPart, IdentityTable, Warehouse};
 
 /// How long reading what is new in ClickHouse may take between two rounds.
 const CATCH_UP: Duration = Duration::from_secs(30);
@@ -49,11 +48,7 @@ enum Memory {
 
 /// What is claimed in one table of one ClickHouse.
 struct Known {
-    run: ServerRun,
-    /// The table's.
-    uuid: Uuid,
-    /// Its parts, when they were last listed.
-    listed: Vec<IdentityPart>,
+    table: IdentityTable,
     seen: Seen,
     /// Numbers of INSERTs are of this table, in this run of its server.
     whole: Whole,
@@ -140,10 +135,11 @@ impl Lookup {
     /// Whether all claims of an INSERT are certainly there, for nothing was removed from the table since. Not where that can't be told.
     pub(super) async fn has_all_of(&self, block: Option<u64>) -> bool {
         let (Some(block), Memory::Known(known)) = (block.and_then(|block| i64::try_from(block).ok()), &self.memory) else { return false };
-        // One that is being removed is not yet in a part's name.
-        let found = tokio::try_join!(known.parts(&self.warehouse), self.warehouse.is_removing_claims());
-        let Ok((Some(parts), false)) = found else { return false };
-        parts.iter().any(|part| (part.first_block..=part.last_block).contains(&block) && part.data_version <= block)
+        // Asked first: what has been removed by then shows in the parts' versions.
+        let Ok(false) = self.warehouse.is_removing_claims().await else { return false };
+        let Ok((table, parts)) = self.warehouse.identity_parts().await else { return false };
+        known.table.is_same(&table)
+            && parts.iter().any(|part| (part.first_block..=part.last_block).contains(&block) && part.data_version <= block)
     }
 
     /// Notes that all that the claims of an INSERT were made for is written.
@@ -174,7 +170,7 @@ impl Lookup {
     pub(super) async fn idle(&mut self) {
         self.refresh().await;
         let Memory::Known(known) = &mut self.memory else { return };
-        match known.keep_up(&self.warehouse).await {
+        match known.catch_up(&self.warehouse, CATCH_UP, &[]).await {
             Ok(caught_up) => {
                 if std::mem::take(&mut self.behind) {
                     tracing::info!("what is new in ClickHouse can be read again");
@@ -200,7 +196,10 @@ impl Lookup {
                 let read = reading.await;
                 self.memory = Memory::Absent(Instant::now() + AGAIN);
                 match read {
-                    Ok(Ok(Some(known))) => self.memory = Memory::Known(known),
+                    Ok(Ok(Some(known))) => {
+                        self.memory = Memory::Known(known);
+                        self.learn = (Instant::now() + SOON, SOON);
+                    }
                     Ok(Err(why)) => self.tell_behind(&why),
                     Ok(Ok(None)) | Err(_) => {}
                 }
@@ -241,13 +240,13 @@ fn load(warehouse: &Warehouse) -> JoinHandle<Result<Option<Known>, Error>> {
         if !warehouse.identities_have_one_server().await? {
             return Ok(None);
         }
-        let uuid = warehouse.identities_uuid().await?;
-        let (run, listed) = warehouse.identity_parts().await?;
+        warehouse.allow_leases();
+        let (table, parts) = warehouse.identity_parts().await?;
         if !warehouse.learn_to_begin().await? {
             tracing::info!("ClickHouse doesn't prepare INSERTs before they end: acknowledgements take longer");
         }
-        let claimed: u64 = listed.iter().map(|part| part.rows).sum();
-        let mut known = Known { run, uuid, listed: Vec::new(), seen: Seen::with_room_for(claimed.saturating_mul(2)), whole: Whole::none() };
+        let claimed: u64 = parts.iter().map(|part| part.rows).sum();
+        let mut known = Known { table, seen: Seen::with_room_for(claimed.saturating_mul(2)), whole: Whole::none() };
         Ok(known.catch_up(&warehouse, LOAD, &[]).await?.map(|_| known))
     })
 }
@@ -257,7 +256,7 @@ impl Known {
     /// too. None: the table is another one, or its parts are merged quicker than they are read.
     async fn catch_up(&mut self, warehouse: &Warehouse, deadline: Duration, claims: &[u128]) -> Result<Option<News>, Error> {
         let mut news = News::default();
-        let Some(mut parts) = self.list(warehouse).await? else { return Ok(None) };
+        let Some(mut parts) = self.parts(warehouse).await? else { return Ok(None) };
         for _ in 0..TRIES {
             let new: Vec<_> = parts.into_iter().filter(|part| self.seen.misses(part)).collect();
             if new.is_empty() {
@@ -285,7 +284,7 @@ impl Known {
             };
             warehouse.each_identity(&new, from, deadline, each).await?;
             // A part that was merged away before it was read was left out: all that are still there were read.
-            let Some(now) = self.list(warehouse).await? else { return Ok(None) };
+            let Some(now) = self.parts(warehouse).await? else { return Ok(None) };
             let names: HashSet<&str> = now.iter().map(|part| part.name.as_str()).collect();
             if new.iter().all(|part| names.contains(part.name.as_str())) {
                 new.iter().for_each(|part| self.seen.read(part));
@@ -299,45 +298,25 @@ impl Known {
         Ok(None)
     }
 
-    /// Reads the blocks that are new while there is nothing to do. None: as [`catch_up`](Self::catch_up); also when the table is a copy
-    /// that has the same parts.
-    async fn keep_up(&mut self, warehouse: &Warehouse) -> Result<Option<News>, Error> {
-        let news = self.catch_up(warehouse, CATCH_UP, &[]).await?;
-        let is_same = warehouse.identities_uuid().await? == self.uuid;
-        Ok(news.filter(|_| is_same))
-    }
-
     /// The one block that is all that is new, and hence that of the INSERT of `claims`: confirmed, it must be there.
     ///
-    /// Its part has their least identity, a random number. One that was merged already doesn't tell; the table is asked for.
+    /// Parts are listed while it is asked which table they are of. That was the known one still, after the claims. Should another have
+    /// taken its place before the parts were listed, which doesn't have the claims, its last part would have another least identity:
+    /// that is a random number. A part that was merged already doesn't tell; the table is asked for again.
     async fn only_block(&self, warehouse: &Warehouse, new: &[IdentityPart], claims: &[u128]) -> Result<Option<i64>, Error> {
         let ([part], false) = (new, claims.is_empty()) else { return Ok(None) };
         let Some((block, _)) = self.seen.missing(part).filter(|(first, last)| first == last) else { return Ok(None) };
         let is_theirs = if part.first_block == part.last_block {
             part.rows == claims.len() as u64 && claims.iter().min() == Some(&part.least)
         } else {
-            warehouse.identities_uuid().await? == self.uuid
+            self.parts(warehouse).await?.is_some()
         };
         Ok(is_theirs.then_some(block))
     }
 
-    /// The parts that there are, noted for the next listing. None: of another table.
-    async fn list(&mut self, warehouse: &Warehouse) -> Result<Option<Vec<IdentityPart>>, Error> {
-        let parts = self.parts(warehouse).await?;
-        if let Some(parts) = &parts {
-            self.listed.clone_from(parts);
-        }
-        Ok(parts)
-    }
-
     /// The parts that there are. None: of another table.
-    ///
-    /// One that was listed before tells that the table is still the same: among what makes two parts equal is a random number. Where all
-    /// were merged since, or there was none, the table is asked for afterwards, so that it isn't told of another one's parts.
     async fn parts(&self, warehouse: &Warehouse) -> Result<Option<Vec<IdentityPart>>, Error> {
-        let (run, parts) = warehouse.identity_parts().await?;
-        let is_same = self.run.is_same(&run)
-            && (parts.iter().any(|part| self.listed.contains(part)) || warehouse.identities_uuid().await? == self.uuid);
-        Ok(is_same.then_some(parts))
+        let (table, parts) = warehouse.identity_parts().await?;
+        Ok(self.table.is_same(&table).then_some(parts))
     }
 }

@@ -177,7 +177,7 @@ impl Warehouse {
         self.unended.lock().unwrap_or_else(PoisonError::into_inner).is_some()
     }
 
-    /// Notes how an INSERT that was begun failed: if ClickHouse refuses them none is begun any more.
+    /// Notes how an INSERT that was begun failed: if ClickHouse refuses them none is begun before it was tried again whether they can be.
     pub fn note_begun(&self, error: &Error) {
         if let Error::Refused(why) = error
             && self.set_unended(None)
@@ -185,7 +185,7 @@ impl Warehouse {
             tracing::warn!(
                 why,
                 "ClickHouse refuses INSERTs that are begun beside their claims (may its user set max_query_size and max_insert_block_size?): \
-                 none is begun any more, which makes acknowledgements slower"
+                 none is begun until that is tried again, which makes acknowledgements slower"
             );
         }
     }

@@ -45,18 +45,20 @@ struct Claimed {
     block: u64,
 }
 
-/// One run of one ClickHouse: started anew it may have another disk.
-#[derive(Clone, Debug)]
-pub struct ServerRun {
+/// Which table of which ClickHouse identities are in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IdentityTable {
     server: String,
     started_s: i64,
+    /// No other table of this server ever has it, unless it is told to.
+    uuid: Uuid,
 }
 
-impl ServerRun {
-    /// Whether both are the same run.
+impl IdentityTable {
+    /// Whether parts of the one are parts of the other: not after ClickHouse was started anew, maybe with another disk.
     pub fn is_same(&self, other: &Self) -> bool {
         // Both times of which the start is computed are whole seconds.
-        self.server == other.server && self.started_s.abs_diff(other.started_s) <= 2
+        (&self.server, self.uuid) == (&other.server, other.uuid) && self.started_s.abs_diff(other.started_s) <= 2
     }
 }
 
@@ -196,13 +198,13 @@ impl Warehouse {
         self.query(sql).bind("database", self.database()).one::<bool>().await
     }
 
-    /// The parts of the table of identities, and which run of which ClickHouse has them.
+    /// The parts of the table of identities, and which table that is.
     ///
     /// `system.parts` would tell it, but looks at each table of the database for it: with 4,000 that takes several times as long.
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn identity_parts(&self) -> Result<(ServerRun, Vec<IdentityPart>), Error> {
+    pub async fn identity_parts(&self) -> Result<(IdentityTable, Vec<IdentityPart>), Error> {
         // What ClickHouse knows of parts without reading them. If it has to read many rows for it, since some were removed by a mere
         // mark, it is an error.
         let sql = format!(
@@ -210,7 +212,8 @@ impl Warehouse {
              SETTINGS {BY_PARTS}, max_rows_to_read = {MOST_PARTS}, read_overflow_mode = 'throw'",
             self.table("identities")
         );
-        let found: Vec<Part> = self.query(&sql).rows().await?;
+        // Both at once: see `Known::only_block`.
+        let (found, uuid) = tokio::try_join!(self.query(&sql).rows::<Part>(), self.identities_uuid())?;
         let (server, started_s) = match found.first() {
             Some(part) => (part.server.clone(), part.started_s),
             None => self.query(&format!("SELECT {SERVER}")).one().await?,
@@ -219,7 +222,7 @@ impl Warehouse {
             let unknown = format!("a part of the table of identities is called {name}, not all_FIRST_LAST_LEVEL");
             IdentityPart::new(name, rows, least).ok_or(Error::Refused(unknown))
         });
-        Ok((ServerRun { server, started_s }, parts.collect::<Result<_, _>>()?))
+        Ok((IdentityTable { server, started_s, uuid }, parts.collect::<Result<_, _>>()?))
     }
 
     /// Whether claims are being removed, on the server that is asked.
@@ -231,11 +234,8 @@ impl Warehouse {
         self.query(sql).bind("database", self.database()).one::<bool>().await
     }
 
-    /// What tells the table of identities from any other of this server, of the same name too.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub async fn identities_uuid(&self) -> Result<Uuid, Error> {
+    /// What tells the table of identities from any other, of the same name too.
+    async fn identities_uuid(&self) -> Result<Uuid, Error> {
         let sql = format!("SHOW CREATE TABLE {} SETTINGS show_table_uuid_in_table_create_query_if_not_nil = 1", self.table("identities"));
         let create: String = self.query(&sql).one().await?;
         let uuid = create.split_once(" UUID '").and_then(|(_, rest)| rest.split_once('\'')?.0.parse().ok());

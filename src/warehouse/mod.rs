@@ -21,7 +21,7 @@ mod topology;
 
 pub use begun::Begun;
 pub use client::{Error, Insert, Query, Rows, Warehouse, WarehouseOptions};
-pub use identities::{COMPLETED, Claim, IdentityPart, ServerRun, StoredKey};
+pub use identities::{COMPLETED, Claim, IdentityPart, IdentityTable, StoredKey};
 pub use lease::Lease;
 pub use listings::{EventRecord, RejectRecord};
 pub use tables::{BACKFILL, insert_name};
