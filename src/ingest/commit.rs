@@ -321,6 +321,7 @@ async fn claim_all(
             twice.insert(row.identity);
         }
     }
+    // Beside the look-up where every identity is looked up, which takes as long; else once something is known to be new.
     let meanwhile = needs_lease && !firsts.is_empty() && !lookup.has_read();
     let lease = async { if meanwhile { warehouse.lease().await } else { None } };
     let (before, mut lease) = tokio::join!(lookup.before(firsts.iter().map(|row| row.identity)), lease);
