@@ -16,8 +16,8 @@ use super::send::{INSERT, pieces, retried};
 use crate::warehouse::row::{IDENTITY_COLUMNS, Row};
 use crate::warehouse::{Claim, Error, Insert, Warehouse};
 
-/// Most claims of an event that can't be stored, however often it is sent: a ClickHouse that takes claims and no events shall not fill its
-/// disk.
+/// Most claims of an event that can't be stored while a purge runs, however often it is sent: a ClickHouse that takes claims and no events
+/// shall not fill its disk.
 const CLAIMS: u32 = 8;
 
 /// Claims what is new among rows of different identities, of which `first` are those that were claimed before. Tells the first
@@ -43,34 +43,30 @@ pub(super) async fn claim(
     Ok((first, block))
 }
 
-/// Claims anew what was `claimed` and is not stored, and notes there whose claim is the first by now: a purge takes away old claims, and may
-/// have taken one since it was looked at, and then somebody else may have claimed the identity. Whether there was room for all these claims.
+/// Claims anew what was `claimed` and is not stored, and notes there whose claim is the first by now: the purge that runs removes claims from
+/// before it ([`crate::warehouse::Fence::is_purging`]), and may have done so since they were looked at, and then somebody else may have
+/// claimed the identity.
 pub(super) async fn claim_again<'a>(
     warehouse: &Warehouse,
     lookup: &Lookup,
     rows: impl Iterator<Item = &'a mut Row>,
     claimed: &mut Claims,
-) -> Result<bool, Error> {
-    let (mut again, mut ids, mut has_room) = (Vec::new(), Ids::default(), true);
+) -> Result<(), Error> {
+    let (mut again, mut ids) = (Vec::new(), Ids::default());
     for row in rows {
         let Some(Claim { key, count, .. }) = claimed.get(&row.identity) else { continue };
-        has_room &= *count < CLAIMS;
-        if *count < CLAIMS && key.event_type == row.event.attributes.event_type() && ids.insert(row.identity) {
+        if *count >= CLAIMS {
+            let why = "an event that was claimed many times and never stored waits for the purge of a customer's events to end";
+            return Err(Error::Unavailable(why.to_owned()));
+        }
+        if key.event_type == row.event.attributes.event_type() && ids.insert(row.identity) {
             row.adopt(key);
             again.push(&*row);
         }
     }
     insert_claims(warehouse, &again).await?;
     claimed.extend(lookup.confirmed(ids.into_iter().collect()).await?);
-    Ok(has_room)
-}
-
-/// Claims once more what was stored and has lost its claim meanwhile: a purge waits for INSERTs that run, and so for no round that had
-/// none between its claims and its rows.
-pub(super) async fn claim_lost(warehouse: &Warehouse, lookup: &Lookup, stored: &[&Row]) -> Result<(), Error> {
-    let claimed = lookup.ask(stored.iter().map(|row| row.identity).collect()).await?;
-    let lost: Vec<&Row> = stored.iter().copied().filter(|row| !claimed.contains_key(&row.identity)).collect();
-    insert_claims(warehouse, &lost).await
+    Ok(())
 }
 
 /// Writes claims of rows' identities for the keys that they have.
@@ -80,6 +76,6 @@ async fn insert_claims(warehouse: &Warehouse, rows: &[&Row]) -> Result<(), Error
     }
     let bytes = rows.iter().map(|row| row.encoded_identity_len()).sum();
     let (table, columns) = ("identities", IDENTITY_COLUMNS);
-    let insert = Insert { table, columns, bytes, name: "kubemeter-identities", deadline: INSERT, is_alone: false };
+    let insert = Insert { table, columns, bytes, name: "kubemeter-identities", deadline: INSERT, is_alone: false, fence: None };
     retried(warehouse, || warehouse.insert(insert, pieces(rows, bytes, Row::encode_identity))).await
 }

@@ -11,14 +11,14 @@ use tokio::time::Instant;
 use tracing::{Instrument as _, Span};
 use uuid::Uuid;
 
-use super::claim::{claim, claim_again, claim_lost};
+use super::claim::{claim, claim_again};
 use super::look::{Claims, Ids, Lookup};
 use super::send::{Early, INSERT, New, begin, insert_events, insert_landings, new_rows, retried};
 use crate::event::put_bytes;
 use crate::telemetry::Metrics;
 use crate::warehouse::row::{Row, put_uuid};
 use crate::warehouse::schema::Landings;
-use crate::warehouse::{Error, Insert, Lease, StoredKey, Warehouse};
+use crate::warehouse::{Error, Fence, Insert, StoredKey, Warehouse};
 
 /// Bytes of memory of rows that may wait or be on their way ([`Row::weight`]). Beyond, requests are told to come again.
 const QUEUE_BYTES: usize = 64 * 1_024 * 1_024;
@@ -239,12 +239,12 @@ async fn rounds(warehouse: Warehouse, metrics: Arc<Metrics>, mut waiting: mpsc::
         let timer = metrics.insert_seconds.start_timer();
         let claiming = tracing::info_span!(parent: &span, "claim");
         let (claimed, early) = {
-            let new = if is_calm { new_rows(&warehouse, &lookup, rows_of(&round)) } else { New::default() };
-            let needs_lease = is_calm && !new.covers_round;
+            let new = if is_calm { new_rows(&warehouse, &lookup, rows_of(&round)) } else { New::new() };
             let (claimed, is_claimed) = watch::channel(false);
+            let fence = lookup.fence();
             tokio::join!(
-                claim_all(&warehouse, &mut lookup, &round, needs_lease, claimed).instrument(claiming.clone()),
-                begin(&warehouse, new, round.len() == 1, is_claimed)
+                claim_all(&warehouse, &mut lookup, &round, fence, claimed).instrument(claiming.clone()),
+                begin(&warehouse, new, round.len() == 1, fence, is_claimed)
             )
         };
         let settled = match claimed {
@@ -255,8 +255,13 @@ async fn rounds(warehouse: Warehouse, metrics: Arc<Metrics>, mut waiting: mpsc::
         match settled {
             Ok(settled) => {
                 let block = settled.block;
-                let is_written = write(&warehouse, &lookup, round, settled, early).instrument(span).await;
-                block.filter(|_| is_written).into_iter().for_each(|block| lookup.written(block));
+                let is_written = write(&warehouse, round, settled, early).instrument(span).await;
+                if let (Ok(()), Some(block)) = (&is_written, block) {
+                    lookup.written(block);
+                }
+                if let Err(Error::Fenced(_)) = is_written {
+                    lookup.forget_fence();
+                }
             }
             Err(error) => {
                 drop(early);
@@ -275,14 +280,10 @@ fn rows_of(round: &[Waiting]) -> impl Iterator<Item = &Row> {
 struct Settled {
     /// How many landing tables there can be.
     landings: Landings,
+    /// Read before any of it was looked at.
+    fence: Fence,
     /// The number of the INSERT of its claims, where it is known.
     block: Option<u64>,
-    /// What runs since before its claims.
-    lease: Option<Lease>,
-    /// What runs since before what is to be completed was claimed again.
-    lease_again: Option<Lease>,
-    /// Whether all of that was.
-    is_claimed_again: bool,
     /// Whether an identity comes twice among the rows.
     has_twice: bool,
     /// Claimed but not stored: rows of these go to `events` first, and from there, like all that is written again, to all tables.
@@ -295,20 +296,20 @@ struct Settled {
 struct Claimed {
     /// By others, or by this gateway before.
     before: Claims,
+    /// Read before any of it was looked at or claimed: ClickHouse refuses what follows from it once a purge may remove claims of it.
+    fence: Fence,
     /// The number of the INSERT of its claims, where it is known.
     block: Option<u64>,
-    /// What runs since before its claims.
-    lease: Option<Lease>,
     /// The keys of identities that come twice in the round.
     twice: HashMap<u128, StoredKey>,
 }
 
-/// Claims what is new in a round. A purge that takes claims away waits for what ran when they were made: their INSERT, or a lease.
+/// Claims what is new in a round. The `fence` is that of a look before, where there was one.
 async fn claim_all(
     warehouse: &Warehouse,
     lookup: &mut Lookup,
     round: &[Waiting],
-    needs_lease: bool,
+    fence: Option<Fence>,
     claimed: watch::Sender<bool>,
 ) -> Result<Claimed, Error> {
     let rows = || rows_of(round);
@@ -321,29 +322,24 @@ async fn claim_all(
             twice.insert(row.identity);
         }
     }
-    // Beside the look-up where every identity is looked up, which takes as long; else once something is known to be new.
-    let meanwhile = needs_lease && !firsts.is_empty() && !lookup.has_read();
-    let lease = async { if meanwhile { warehouse.lease().await } else { None } };
-    let (before, mut lease) = tokio::join!(lookup.before(firsts.iter().map(|row| row.identity)), lease);
-    let before = before?;
-    if needs_lease && !meanwhile && firsts.iter().any(|row| !before.contains_key(&row.identity)) {
-        lease = warehouse.lease().await;
-    }
+    let fence = match fence {
+        Some(fence) => fence,
+        None => retried(warehouse, || warehouse.fence()).await?,
+    };
+    let before = lookup.before(firsts.iter().map(|row| row.identity)).await?;
     let (before, block) = claim(warehouse, lookup, &firsts, before, claimed).await?;
     let twice = firsts.iter().filter(|row| twice.contains(&row.identity)).map(|row| (row.identity, row.key())).collect();
-    Ok(Claimed { before, block, lease, twice })
+    Ok(Claimed { before, fence, block, twice })
 }
 
 /// Gives every row the key of its identity, and leaves only rows that are to be written.
 async fn settle(warehouse: &Warehouse, lookup: &mut Lookup, round: &mut [Waiting], claimed: Claimed) -> Result<Settled, Error> {
-    let Claimed { before: mut claimed, block, lease, twice: in_round } = claimed;
+    let Claimed { before: mut claimed, fence, block, twice: in_round } = claimed;
     let landings = warehouse.ensure_bootstrap().await?;
     let mut settled = Settled {
         landings,
+        fence,
         block,
-        lease,
-        lease_again: None,
-        is_claimed_again: false,
         has_twice: !in_round.is_empty(),
         completed: Ids::default(),
         again: HashMap::new(),
@@ -357,12 +353,11 @@ async fn settle(warehouse: &Warehouse, lookup: &mut Lookup, round: &mut [Waiting
     if stored.len() < before.len() {
         // Who completed them may have gone while ClickHouse still does it.
         warehouse.await_completing().await?;
-        let (lease, looked) = tokio::join!(warehouse.lease(), warehouse.stored_among(&before));
-        stored = looked?;
-        let rows = round.iter_mut().flat_map(|waiting| &mut waiting.submission.rows);
-        let missing = rows.filter(|row| !stored.contains_key(&row.identity));
-        settled.is_claimed_again = claim_again(warehouse, lookup, missing, &mut claimed).await?;
-        settled.lease_again = lease;
+        stored = warehouse.stored_among(&before).await?;
+        if fence.is_purging {
+            let rows = round.iter_mut().flat_map(|waiting| &mut waiting.submission.rows);
+            claim_again(warehouse, lookup, rows.filter(|row| !stored.contains_key(&row.identity)), &mut claimed).await?;
+        }
     }
     let written = lookup.written_among(&claimed).await;
     for Waiting { submission, refused, repeats, .. } in round {
@@ -415,8 +410,8 @@ async fn settle(warehouse: &Warehouse, lookup: &mut Lookup, round: &mut [Waiting
     Ok(settled)
 }
 
-/// Whether ClickHouse has confirmed every row.
-async fn write(warehouse: &Warehouse, lookup: &Lookup, round: Vec<Waiting>, settled: Settled, early: HashMap<String, Early>) -> bool {
+/// Ok: ClickHouse has confirmed every row. Else why not, of the first of them that says so.
+async fn write(warehouse: &Warehouse, round: Vec<Waiting>, settled: Settled, early: HashMap<String, Early>) -> Result<(), Error> {
     let mut kept = Vec::new();
     round.iter().flat_map(|waiting| &waiting.submission.rejects).for_each(|reject| reject.encode(&mut kept));
     let mut rows: Vec<&Row> = rows_of(&round).collect();
@@ -427,24 +422,19 @@ async fn write(warehouse: &Warehouse, lookup: &Lookup, round: Vec<Waiting>, sett
     let (completing, rows): (Vec<&Row>, Vec<&Row>) = rows.into_iter().partition(|row| settled.completed.contains(&row.identity));
     // The look after the claims found them in the one table of identities that this gateway knows, so the database is that in which
     // the INSERTs were begun. One that was dropped meanwhile would take their end, and say so.
-    // Broken off only when the rows are written: who waits for what began before waits for them, too.
-    let (early, _broken_off) = if settled.block.is_some() { (early, HashMap::new()) } else { (HashMap::new(), early) };
+    let early = if settled.block.is_some() { early } else { HashMap::new() };
     let (landed, rejects, again) = tokio::join!(
-        insert_landings(warehouse, settled.landings, &rows, round.len() == 1, early),
+        insert_landings(warehouse, settled.landings, &rows, round.len() == 1, settled.fence, early),
         insert_rejects(warehouse, kept.into()),
-        write_again(warehouse, lookup, &completing, settled.again, settled.lease_again.as_ref().filter(|_| settled.is_claimed_again))
+        write_again(warehouse, &completing, settled.again, settled.fence)
     );
-    let is_late = landed.values().any(|landed| matches!(landed, Ok(false)));
-    let is_lost = is_late && !warehouse.holds(settled.lease.as_ref()).await && !lookup.has_all_of(settled.block).await;
-    let kept = if is_lost { claim_lost(warehouse, lookup, &rows).await } else { Ok(()) };
     drop((rows, completing));
     answer(round, |Waiting { submission, repeats, .. }| {
-        kept.clone()?;
         // The acknowledgement: every landing table of the request has confirmed. Rows of one identity are of one type, so
         // one that another request's row stood for has the same table.
         for row in submission.rows.iter().filter(|row| !settled.completed.contains(&row.identity)) {
             match landed.get(&settled.landings.number(row.landing)) {
-                Some(Ok(_)) => {}
+                Some(Ok(())) => {}
                 Some(Err(error)) => return Err(error.clone()),
                 None => return Err(Error::Unavailable("rows were not sent".to_owned())),
             }
@@ -454,22 +444,17 @@ async fn write(warehouse: &Warehouse, lookup: &Lookup, round: Vec<Waiting>, sett
         }
         if submission.rejects.is_empty() { Ok(()) } else { rejects.clone() }
     });
-    landed.values().all(Result::is_ok)
+    landed.into_values().chain([again]).collect()
 }
 
 /// Stores what was claimed but not stored, and writes that and what was stored before to all tables.
 async fn write_again(
     warehouse: &Warehouse,
-    lookup: &Lookup,
     completing: &[&Row],
     again: HashMap<(String, String), Vec<u128>>,
-    lease: Option<&Lease>,
+    fence: Fence,
 ) -> Result<(), Error> {
-    insert_events(warehouse, completing).await?;
-    // What is written again is found by its claim.
-    if !completing.is_empty() && !warehouse.holds(lease).await {
-        claim_lost(warehouse, lookup, completing).await?;
-    }
+    insert_events(warehouse, completing, fence).await?;
     for ((namespace, event_type), ids) in again {
         retried(warehouse, || warehouse.write_again(&namespace, &event_type, &ids)).await?;
     }
@@ -489,6 +474,6 @@ async fn insert_rejects(warehouse: &Warehouse, rows: Bytes) -> Result<(), Error>
         return Ok(());
     }
     let (columns, bytes) = (REJECT_COLUMNS, rows.len());
-    let insert = Insert { table: "rejects", columns, bytes, name: "kubemeter-rejects", deadline: INSERT, is_alone: false };
+    let insert = Insert { table: "rejects", columns, bytes, name: "kubemeter-rejects", deadline: INSERT, is_alone: false, fence: None };
     retried(warehouse, || warehouse.insert(insert, std::iter::once(rows.clone()))).await
 }

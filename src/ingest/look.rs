@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::seen::Seen;
 use super::send::retried;
 use super::whole::Whole;
-use crate::warehouse::{Claim, Error, IdentityPart, IdentityTable, Warehouse};
+use crate::warehouse::{Claim, Error, Fence, Identities, IdentityPart, IdentityTable, Warehouse};
 
 /// How long reading what is new in ClickHouse may take between two rounds.
 const CATCH_UP: Duration = Duration::from_secs(30);
@@ -49,6 +49,8 @@ enum Memory {
 /// What is claimed in one table of one ClickHouse.
 struct Known {
     table: IdentityTable,
+    /// What was said when it was looked at last. None: nothing, or that is known to be old.
+    fence: Option<Fence>,
     seen: Seen,
     /// Numbers of INSERTs are of this table, in this run of its server.
     whole: Whole,
@@ -92,9 +94,16 @@ impl Lookup {
         matches!(&self.memory, Memory::Known(known) if !known.seen.may_have(id))
     }
 
-    /// Whether this gateway has read what is claimed. Until then it has to look every identity up.
-    pub(super) const fn has_read(&self) -> bool {
-        matches!(self.memory, Memory::Known(_))
+    /// What is to be written is decided under it from now on, as far as this gateway has looked.
+    pub(super) const fn fence(&self) -> Option<Fence> {
+        if let Memory::Known(known) = &self.memory { known.fence } else { None }
+    }
+
+    /// Notes that a purge has begun since this gateway looked.
+    pub(super) const fn forget_fence(&mut self) {
+        if let Memory::Known(known) = &mut self.memory {
+            known.fence = None;
+        }
     }
 
     /// Looks again after `claims` were written, all of them in one INSERT: which of them were claimed more than once, by
@@ -130,16 +139,6 @@ impl Lookup {
             return Err(Error::Unavailable(why.to_owned()));
         }
         Ok(found)
-    }
-
-    /// Whether all claims of an INSERT are certainly there, for nothing was removed from the table since. Not where that can't be told.
-    pub(super) async fn has_all_of(&self, block: Option<u64>) -> bool {
-        let (Some(block), Memory::Known(known)) = (block.and_then(|block| i64::try_from(block).ok()), &self.memory) else { return false };
-        // Asked first: what has been removed by then shows in the parts' versions.
-        let Ok(false) = self.warehouse.is_removing_claims().await else { return false };
-        let Ok((table, parts)) = self.warehouse.identity_parts().await else { return false };
-        known.table.is_same(&table)
-            && parts.iter().any(|part| (part.first_block..=part.last_block).contains(&block) && part.data_version <= block)
     }
 
     /// Notes that all that the claims of an INSERT were made for is written.
@@ -216,7 +215,7 @@ impl Lookup {
     }
 
     /// The first claims of identities, as ClickHouse has them.
-    pub(super) async fn ask(&self, ids: Vec<u128>) -> Result<Claims, Error> {
+    async fn ask(&self, ids: Vec<u128>) -> Result<Claims, Error> {
         if ids.is_empty() {
             return Ok(Claims::new());
         }
@@ -240,13 +239,12 @@ fn load(warehouse: &Warehouse) -> JoinHandle<Result<Option<Known>, Error>> {
         if !warehouse.identities_have_one_server().await? {
             return Ok(None);
         }
-        warehouse.allow_leases();
-        let (table, parts) = warehouse.identity_parts().await?;
+        let Identities { table, fence, parts } = warehouse.identity_parts().await?;
         if !warehouse.learn_to_begin().await? {
             tracing::info!("ClickHouse doesn't prepare INSERTs before they end: acknowledgements take longer");
         }
         let claimed: u64 = parts.iter().map(|part| part.rows).sum();
-        let mut known = Known { table, seen: Seen::with_room_for(claimed.saturating_mul(2)), whole: Whole::none() };
+        let mut known = Known { table, fence, seen: Seen::with_room_for(claimed.saturating_mul(2)), whole: Whole::none() };
         Ok(known.catch_up(&warehouse, LOAD, &[]).await?.map(|_| known))
     })
 }
@@ -303,7 +301,7 @@ impl Known {
     /// Parts are listed while it is asked which table they are of. That was the known one still, after the claims. Should another have
     /// taken its place before the parts were listed, which doesn't have the claims, its last part would have another least identity:
     /// that is a random number. A part that was merged already doesn't tell; the table is asked for again.
-    async fn only_block(&self, warehouse: &Warehouse, new: &[IdentityPart], claims: &[u128]) -> Result<Option<i64>, Error> {
+    async fn only_block(&mut self, warehouse: &Warehouse, new: &[IdentityPart], claims: &[u128]) -> Result<Option<i64>, Error> {
         let ([part], false) = (new, claims.is_empty()) else { return Ok(None) };
         let Some((block, _)) = self.seen.missing(part).filter(|(first, last)| first == last) else { return Ok(None) };
         let is_theirs = if part.first_block == part.last_block {
@@ -315,8 +313,9 @@ impl Known {
     }
 
     /// The parts that there are. None: of another table.
-    async fn parts(&self, warehouse: &Warehouse) -> Result<Option<Vec<IdentityPart>>, Error> {
-        let (table, parts) = warehouse.identity_parts().await?;
+    async fn parts(&mut self, warehouse: &Warehouse) -> Result<Option<Vec<IdentityPart>>, Error> {
+        let Identities { table, fence, parts } = warehouse.identity_parts().await?;
+        self.fence = fence;
         Ok(self.table.is_same(&table).then_some(parts))
     }
 }

@@ -156,7 +156,6 @@ mod tests {
             least: 0,
             first_block,
             last_block,
-            data_version: first_block,
         }
     }
 

@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::client::SMALL_INSERT;
 use super::row::put_uuid;
 use super::{Error, Insert, Warehouse};
-use crate::event::{put_bytes, put_varint};
+use crate::event::put_bytes;
 
 /// An INSERT that was begun with its first rows. ClickHouse prepares them, and makes none visible before it has the end of the INSERT
 /// ([`Warehouse::finish`]): dropped, it is broken off, and they are gone.
@@ -21,9 +21,9 @@ pub struct Begun {
 }
 
 /// Where a row goes that nobody asks for.
-pub(super) const TABLE: &str = "cancelled_events";
+const TABLE: &str = "cancelled_events";
 /// Its columns.
-pub(super) const COLUMNS: &str = "namespace, cancellation, type, subject, time, id";
+const COLUMNS: &str = "namespace, cancellation, type, subject, time, id";
 /// Settings by which ClickHouse would make visible what it has of an INSERT that is not ended: by making several blocks of its first
 /// rows, or by taking a connection's end for the INSERT's. They are newer than the oldest ClickHouse that is supported.
 const UNENDED: [&str; 4] = [
@@ -64,7 +64,7 @@ impl Warehouse {
         put_bytes(&mut row, b"");
         row.extend_from_slice(&[0; 8 + 16]);
         let name = format!("kubemeter-probe-{nobody}");
-        let insert = Insert { table: TABLE, columns: COLUMNS, bytes: row.len(), name: &name, deadline: PROBE, is_alone: true };
+        let insert = Insert { table: TABLE, columns: COLUMNS, bytes: row.len(), name: &name, deadline: PROBE, is_alone: true, fence: None };
         let begun = self.begin_with(unended, insert, 1, std::future::ready(true), std::iter::once(row.into())).await?;
         let Some(begun) = begun else { return Ok(false) };
         let is_prepared = self.waits_until(&name, 1, true).await?;
@@ -146,15 +146,11 @@ impl Warehouse {
     }
 
     /// An INSERT, and the bytes after which ClickHouse begins it.
-    pub(super) fn opened(&self, insert: &Insert<'_>) -> (InsertFormatted, Bytes) {
-        // Bytes that say no more than the statement: it has to end somewhere before the rows.
-        let sql = insert.sql(self, "RowBinaryWithNames");
-        let names: Vec<&str> = insert.columns.split(", ").collect();
-        let mut header = Vec::with_capacity(1 + insert.columns.len());
-        put_varint(&mut header, names.len());
-        names.iter().for_each(|name| put_bytes(&mut header, name.as_bytes()));
+    fn opened(&self, insert: &Insert<'_>) -> (InsertFormatted, Bytes) {
+        // The names say no more than the statement: it has to end somewhere before the rows.
+        let (sql, header) = insert.head(self);
         // It begins when it has read this and one byte of what follows, by default 256 KiB. It ends the statement's line itself.
-        (self.prepared(insert, &sql).with_setting("max_query_size", (sql.len() + 1).to_string()), header.into())
+        (self.prepared(insert, &sql).with_setting("max_query_size", (sql.len() + 1).to_string()), header)
     }
 
     /// Sends the rest of an INSERT that was begun, no more rows than at first, and ends it.

@@ -14,11 +14,12 @@ use hyper_util::rt::TokioExecutor;
 use serde::Serialize;
 
 use super::begun::Begun;
-use super::lease::Leases;
+use super::fence::Fence;
 use super::reading::{FewSubjects, few_subjects};
 use super::schema::Landings;
 use super::sql;
 use super::topology::Topology;
+use crate::event::{put_bytes, put_varint};
 use crate::limits;
 
 /// Deadline of statements that answer at once: DDL, look-ups, listings.
@@ -59,8 +60,8 @@ pub struct Warehouse {
     made: Arc<Mutex<Made>>,
     /// See [`Warehouse::learn_to_begin`].
     pub(super) unended: Arc<Mutex<Option<Vec<String>>>>,
-    /// See [`Warehouse::lease`].
-    pub(super) leases: Arc<Mutex<Leases>>,
+    /// Held by the one purge that runs.
+    pub(super) purging: Arc<tokio::sync::Mutex<()>>,
     pub(super) few_subjects: FewSubjects,
 }
 
@@ -82,6 +83,9 @@ pub enum Error {
     /// A table is missing that is made on demand, or was dropped a moment ago.
     #[error("ClickHouse has no such table: {0}")]
     UnknownTable(String),
+    /// A purge has begun since it was decided what to write: nothing was written. It has to be decided anew.
+    #[error("a purge of subjects has begun since these events came, so ClickHouse refused them: send them again ({0})")]
+    Fenced(String),
     /// ClickHouse refused the statement.
     #[error("ClickHouse refused a statement: {0}")]
     Refused(String),
@@ -92,6 +96,8 @@ pub enum Error {
 const PASSING_CODES: &[u32] = &[32, 159, 164, 202, 209, 210, 236, 241, 242, 243, 252, 279, 285, 286, 319, 394, 425, 439, 999];
 /// `UNKNOWN_TABLE`, `UNKNOWN_DATABASE`, and what `SHOW CREATE` says of these: `CANNOT_GET_CREATE_TABLE_QUERY`.
 const UNKNOWN_TABLE_CODES: &[u32] = &[60, 81, 390];
+/// `NOT_FOUND_COLUMN_IN_BLOCK`, `NO_SUCH_COLUMN_IN_TABLE`, `UNKNOWN_IDENTIFIER`.
+const UNKNOWN_COLUMN_CODES: &[u32] = &[10, 16, 47];
 
 impl From<clickhouse::error::Error> for Error {
     fn from(error: clickhouse::error::Error) -> Self {
@@ -103,6 +109,7 @@ impl From<clickhouse::error::Error> for Error {
                 match code {
                     Some(code) if UNKNOWN_TABLE_CODES.contains(&code) => Self::UnknownTable(text),
                     Some(code) if PASSING_CODES.contains(&code) => Self::Unavailable(text),
+                    Some(code) if UNKNOWN_COLUMN_CODES.contains(&code) && Fence::is_refused(&text) => Self::Fenced(text),
                     Some(_) => Self::Refused(text),
                     // Not ClickHouse's words: a proxy between, or a server that is going down.
                     None => Self::Unavailable(text),
@@ -148,11 +155,21 @@ pub struct Insert<'a> {
     pub deadline: Duration,
     /// Whether nobody else waits: it goes through its views at the same time.
     pub is_alone: bool,
+    /// What rows for a landing table were decided under. ClickHouse refuses them when a purge has begun since.
+    pub fence: Option<Fence>,
 }
 
 impl Insert<'_> {
-    pub(super) fn sql(&self, warehouse: &Warehouse, format: &str) -> String {
-        format!("INSERT INTO {} ({}) FORMAT {format}", warehouse.table(self.table), self.columns)
+    /// The statement, and what goes before its rows: the names of the columns that they have.
+    pub(super) fn head(&self, warehouse: &Warehouse) -> (String, Bytes) {
+        // The fence's column is named and not sent: that it is there is all.
+        let fence = self.fence.map(|fence| format!(", {}", sql::identifier(&fence.column()))).unwrap_or_default();
+        let sql = format!("INSERT INTO {} ({}{fence}) FORMAT RowBinaryWithNames", warehouse.table(self.table), self.columns);
+        let names: Vec<&str> = self.columns.split(", ").collect();
+        let mut header = Vec::with_capacity(1 + self.columns.len());
+        put_varint(&mut header, names.len());
+        names.iter().for_each(|name| put_bytes(&mut header, name.as_bytes()));
+        (sql, header.into())
     }
 }
 
@@ -344,7 +361,7 @@ impl Warehouse {
             database: options.database.clone(),
             made: Arc::default(),
             unended: Arc::default(),
-            leases: Arc::default(),
+            purging: Arc::default(),
             few_subjects: few_subjects(),
         }
     }
@@ -384,12 +401,13 @@ impl Warehouse {
     /// # Errors
     /// See [`Error`]; after any of them the rows may or may not be there.
     pub async fn insert(&self, insert: Insert<'_>, pieces: impl Iterator<Item = Bytes>) -> Result<(), Error> {
-        let mut prepared = self.prepared(&insert, &insert.sql(self, "RowBinary"));
+        let (sql, header) = insert.head(self);
+        let mut prepared = self.prepared(&insert, &sql);
         if insert.bytes < SMALL_INSERT && !insert.is_alone {
             prepared = prepared.with_setting("max_threads", "1").with_setting("parallel_view_processing", "0");
         }
         let insert = Begun { insert: prepared, deadline: insert.deadline };
-        self.finish(insert, pieces).await
+        self.finish(insert, std::iter::once(header).chain(pieces)).await
     }
 
     pub(super) fn prepared(&self, insert: &Insert<'_>, sql: &str) -> InsertFormatted {

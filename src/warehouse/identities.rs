@@ -9,8 +9,9 @@ use serde::Deserialize;
 use uuid::Uuid;
 
 use super::counted::BY_PARTS;
+use super::fence::Fence;
 use super::row::{ARRIVAL_MARK, COLUMNS, written_again_sql};
-use super::schema::Landing;
+use super::schema::{COMPLETED, Landing};
 use super::select::is_one_of;
 use super::{Error, Query, Warehouse, insert_name};
 
@@ -75,22 +76,26 @@ pub struct IdentityPart {
     pub first_block: i64,
     /// Number of the last one. It has all between that there are.
     pub last_block: i64,
-    /// Number of the last removal of rows that it went through; removals and INSERTs are numbered together. Without one that of the first
-    /// INSERT.
-    pub data_version: i64,
 }
 
 impl IdentityPart {
     /// From `all_FIRST_LAST_LEVEL` and, after a removal of rows, `_VERSION`. None: of another form.
     fn new(name: String, rows: u64, least: u128) -> Option<Self> {
         let numbers: Option<Vec<i64>> = name.strip_prefix("all_")?.split('_').map(|number| number.parse().ok()).collect();
-        let (first_block, last_block, data_version) = match numbers?[..] {
-            [first, last, _] => (first, last, first),
-            [first, last, _, version] => (first, last, version),
-            _ => return None,
-        };
-        Some(Self { name, rows, least, first_block, last_block, data_version })
+        let ([first_block, last_block, _] | [first_block, last_block, _, _]) = numbers?[..] else { return None };
+        Some(Self { name, rows, least, first_block, last_block })
     }
+}
+
+/// What is known of the table of identities at one moment.
+#[derive(Clone, Debug)]
+pub struct Identities {
+    /// Which it is.
+    pub table: IdentityTable,
+    /// What was said there when it was looked at; None: nothing, for it was made by a build without fences, or is a copy.
+    pub fence: Option<Fence>,
+    /// Its parts, in no order.
+    pub parts: Vec<IdentityPart>,
 }
 
 #[derive(Row, Deserialize)]
@@ -106,8 +111,6 @@ struct Part {
 const SERVER: &str = "hostName() AS server, toInt64(toUnixTimestamp(now())) - toInt64(uptime()) AS started_s";
 /// Most parts of the table of identities that are listed: ClickHouse takes no more INSERTs long before.
 const MOST_PARTS: usize = 100_000;
-/// What statements are named after that write events to `events` which were claimed and not stored.
-pub const COMPLETED: &str = "completed";
 /// How long such statements are waited for: whoever posts waits, too.
 const COMPLETING: Duration = Duration::from_secs(5);
 /// Identities of one parameter: 39 digits and a comma each stay below [`super::client::PARAM_BYTES`].
@@ -198,13 +201,13 @@ impl Warehouse {
         self.query(sql).bind("database", self.database()).one::<bool>().await
     }
 
-    /// The parts of the table of identities, and which table that is.
+    /// The parts of the table of identities, which table that is, and its fence.
     ///
     /// `system.parts` would tell it, but looks at each table of the database for it: with 4,000 that takes several times as long.
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn identity_parts(&self) -> Result<(IdentityTable, Vec<IdentityPart>), Error> {
+    pub async fn identity_parts(&self) -> Result<Identities, Error> {
         // What ClickHouse knows of parts without reading them. If it has to read many rows for it, since some were removed by a mere
         // mark, it is an error.
         let sql = format!(
@@ -213,7 +216,7 @@ impl Warehouse {
             self.table("identities")
         );
         // Both at once: see `Known::only_block`.
-        let (found, uuid) = tokio::try_join!(self.query(&sql).rows::<Part>(), self.identities_uuid())?;
+        let (found, (uuid, fence)) = tokio::try_join!(self.query(&sql).rows::<Part>(), self.identities_uuid())?;
         let (server, started_s) = match found.first() {
             Some(part) => (part.server.clone(), part.started_s),
             None => self.query(&format!("SELECT {SERVER}")).one().await?,
@@ -222,24 +225,15 @@ impl Warehouse {
             let unknown = format!("a part of the table of identities is called {name}, not all_FIRST_LAST_LEVEL");
             IdentityPart::new(name, rows, least).ok_or(Error::Refused(unknown))
         });
-        Ok((IdentityTable { server, started_s, uuid }, parts.collect::<Result<_, _>>()?))
+        Ok(Identities { table: IdentityTable { server, started_s, uuid }, fence, parts: parts.collect::<Result<_, _>>()? })
     }
 
-    /// Whether claims are being removed, on the server that is asked.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub async fn is_removing_claims(&self) -> Result<bool, Error> {
-        let sql = "SELECT count() > 0 FROM system.mutations WHERE database = {database:String} AND table = 'identities' AND NOT is_done";
-        self.query(sql).bind("database", self.database()).one::<bool>().await
-    }
-
-    /// What tells the table of identities from any other, of the same name too.
-    async fn identities_uuid(&self) -> Result<Uuid, Error> {
-        let sql = format!("SHOW CREATE TABLE {} SETTINGS show_table_uuid_in_table_create_query_if_not_nil = 1", self.table("identities"));
-        let create: String = self.query(&sql).one().await?;
+    /// What tells the table of identities from any other, of the same name too, and its fence.
+    async fn identities_uuid(&self) -> Result<(Uuid, Option<Fence>), Error> {
+        let create = self.show_identities().await?;
         let uuid = create.split_once(" UUID '").and_then(|(_, rest)| rest.split_once('\'')?.0.parse().ok());
-        uuid.ok_or_else(|| Error::Refused("the table of identities has no UUID: its database must be of the engine Atomic".to_owned()))
+        let no_uuid = || Error::Refused("the table of identities has no UUID: its database must be of the engine Atomic".to_owned());
+        Ok((uuid.ok_or_else(no_uuid)?, Fence::of_create(&create)?))
     }
 
     /// Reads the identities in parts from a block on, and the block of each. Parts that are gone by now are left out.

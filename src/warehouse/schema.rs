@@ -5,6 +5,7 @@
 //! INSERT ─► landing_NNNN ──────┬─► events       every event, (namespace, type, subject, time, id)
 //!           (Null: keeps       └─► meter_UID_…  per Meter: typed value, group columns, (subject, time, id)
 //!            nothing itself)
+//! INSERT ─► completed ─────────┬─► events       what goes to `events` first ([`super::row`])
 //! ```
 //! An event's landing table follows from its namespace and type alone ([`Landing`]), so a gateway can never send an
 //! event past a Meter that it has not heard of yet. There is a bounded number of them ([`Landings`]), made when first needed: an
@@ -15,6 +16,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::counted::{copied_version, known_block, partition_key};
+use super::fence::Fence;
 use super::row::COLUMNS;
 use super::sql::{identifier, literal};
 use super::topology::{ShardBy, Topology};
@@ -125,11 +127,22 @@ const MERGED_WHEN_QUIET: &str = "min_age_to_force_merge_seconds = 600, min_age_t
 pub fn bootstrap(topology: &Topology, database: &str) -> Vec<String> {
     let mut all = vec![format!("CREATE DATABASE IF NOT EXISTS {}{}", identifier(database), topology.on_cluster())];
     let said = Landings::NEW.comment();
+    let fence = Fence::FIRST.comment();
     for (table, by, definition) in standing() {
-        all.extend(topology.create(database, table, &definition, by, (table == "events").then_some(said.as_str())));
+        let comment = match table {
+            "events" => Some(&*said),
+            "identities" => Some(&*fence),
+            _ => None,
+        };
+        all.extend(topology.create(database, table, &definition, by, comment));
     }
+    all.extend(create_landing(topology, database, COMPLETED));
     all
 }
+
+/// The landing table of events that go to `events` alone: what was claimed and not stored. All others are made like it, with the fences
+/// that it has by then ([`super::fence`]).
+pub const COMPLETED: &str = "completed";
 
 /// The tables that are there once: name, what a cluster shards them by, definition.
 fn standing() -> [(&'static str, ShardBy, String); 6] {
@@ -200,8 +213,12 @@ fn standing() -> [(&'static str, ShardBy, String); 6] {
 ///
 /// Whoever inserts into a landing table runs them first: a table without its view would swallow events.
 pub fn create_landing(topology: &Topology, database: &str, landing: &str) -> Vec<String> {
-    let mut all = topology.create(database, landing, &format!("({EVENT_COLUMNS}) ENGINE = Null"), ShardBy::Subject, None);
     let db = identifier(database);
+    let definition = match landing {
+        COMPLETED => format!("({EVENT_COLUMNS}, {}) ENGINE = Null", Fence::FIRST.definition()),
+        _ => format!("AS {db}.{} ENGINE = Null", identifier(&topology.stored(COMPLETED))),
+    };
+    let mut all = topology.create(database, landing, &definition, ShardBy::Subject, None);
     // Before the front table of a cluster, which would let INSERTs through to shards without it.
     all.insert(
         1,

@@ -5,6 +5,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::client::PARAM_BYTES;
+use super::fence::LANDING;
 use super::topology::{LOCAL, Topology};
 use super::{Error, Warehouse, schema};
 use crate::limits;
@@ -19,6 +20,9 @@ const OLDEST: (u32, u32) = (25, 12);
 /// Longest that INSERTs which began before a view may still run: their own deadline, and some.
 const INSERTS_END: Duration = Duration::from_secs(60);
 
+/// Deadline of a statement that makes or changes a table.
+const DDL: Duration = Duration::from_secs(60);
+
 /// Deadline of counting a meter's events.
 const COUNT: Duration = Duration::from_secs(5);
 
@@ -32,7 +36,7 @@ impl Warehouse {
     /// See [`Error`].
     pub async fn run_ddl(&self, statement: &str) -> Result<(), Error> {
         for query in self.query_each(statement) {
-            query.within(Duration::from_secs(60)).run().await?;
+            query.within(DDL).run().await?;
         }
         Ok(())
     }
@@ -61,6 +65,7 @@ impl Warehouse {
         self.check_topology().await?;
         self.make_missing(&schema::bootstrap(self.topology(), self.database())).await?;
         self.add_cancellation_columns().await?;
+        self.add_fence().await?;
         let comment = "SELECT comment FROM system.tables WHERE database = {database:String} AND name = 'events'";
         let comment: String = self.query(comment).bind("database", self.database()).one().await?;
         let landings = Landings::of_comment(&comment).ok_or_else(|| {
@@ -87,7 +92,11 @@ impl Warehouse {
         if self.has_landing(landing) {
             return Ok(());
         }
-        self.run_all_ddl(&schema::create_landing(self.topology(), self.database(), landing)).await?;
+        for statement in schema::create_landing(self.topology(), self.database(), landing) {
+            for query in self.query_each(&statement) {
+                query.named(LANDING).within(DDL).run().await?;
+            }
+        }
         self.made().tables.insert(landing.to_owned());
         Ok(())
     }
