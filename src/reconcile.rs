@@ -4,7 +4,10 @@ mod backfill;
 mod customer;
 mod meter;
 
+use std::sync::Arc;
 use std::time::Duration;
+
+use tokio::sync::OnceCell;
 
 use crate::api::{ConditionType, Conditions, Customer, CustomerStatus, Meter, MeterStatus, Reason};
 use crate::command::ClickhouseOptions;
@@ -73,12 +76,14 @@ impl Error {
 pub struct Reconciler {
     warehouse: Warehouse,
     backfills: backfill::Backfills,
+    /// Whether landing tables are known to take events: looked at once, when this process begins to reconcile.
+    mended: Arc<OnceCell<()>>,
 }
 
 impl Reconciler {
     /// Reconciles with a ClickHouse.
     pub fn new(warehouse: Warehouse) -> Self {
-        Self { warehouse, backfills: backfill::Backfills::default() }
+        Self { warehouse, backfills: backfill::Backfills::default(), mended: Arc::default() }
     }
 
     /// Reconciles with the ClickHouse that options name. It need not answer yet.

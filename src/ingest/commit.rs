@@ -265,6 +265,8 @@ async fn rounds(warehouse: Warehouse, metrics: Arc<Metrics>, mut waiting: mpsc::
             }
             Err(error) => {
                 drop(early);
+                // A purge that it waited for may have ended.
+                lookup.forget_fence();
                 answer(round, |_| Err(error.clone()));
             }
         }
@@ -336,14 +338,7 @@ async fn claim_all(
 async fn settle(warehouse: &Warehouse, lookup: &mut Lookup, round: &mut [Waiting], claimed: Claimed) -> Result<Settled, Error> {
     let Claimed { before: mut claimed, fence, block, twice: in_round } = claimed;
     let landings = warehouse.ensure_bootstrap().await?;
-    let mut settled = Settled {
-        landings,
-        fence,
-        block,
-        has_twice: !in_round.is_empty(),
-        completed: Ids::default(),
-        again: HashMap::new(),
-    };
+    let mut settled = Settled { landings, fence, block, has_twice: !in_round.is_empty(), completed: Ids::default(), again: HashMap::new() };
     if claimed.is_empty() && in_round.is_empty() {
         return Ok(settled);
     }

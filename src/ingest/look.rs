@@ -99,7 +99,7 @@ impl Lookup {
         if let Memory::Known(known) = &self.memory { known.fence } else { None }
     }
 
-    /// Notes that a purge has begun since this gateway looked.
+    /// Has the fence read again before anything is decided: a purge has begun or ended since, perhaps.
     pub(super) const fn forget_fence(&mut self) {
         if let Memory::Known(known) = &mut self.memory {
             known.fence = None;

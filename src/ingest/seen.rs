@@ -150,13 +150,7 @@ mod tests {
     }
 
     fn part(first_block: i64, last_block: i64) -> IdentityPart {
-        IdentityPart {
-            name: format!("all_{first_block}_{last_block}_0"),
-            rows: 1,
-            least: 0,
-            first_block,
-            last_block,
-        }
+        IdentityPart { name: format!("all_{first_block}_{last_block}_0"), rows: 1, least: 0, first_block, last_block }
     }
 
     #[test]

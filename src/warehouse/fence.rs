@@ -78,9 +78,9 @@ impl Fence {
     /// Reads what `SHOW CREATE TABLE` says of `identities`. Ok(None): its comment is that of a build without fences, which is none.
     pub(super) fn of_create(create: &str) -> Result<Option<Self>, Error> {
         let Some((_, comment)) = create.rsplit_once("COMMENT '") else { return Ok(None) };
-        let said = serde_json::from_str(comment.trim_end().trim_end_matches('\'')).ok().and_then(|Said { fence, purging }| {
-            Some(Self { number: u128::from_str_radix(&fence, 16).ok()?, is_purging: purging })
-        });
+        let said = serde_json::from_str(comment.trim_end().trim_end_matches('\''))
+            .ok()
+            .and_then(|Said { fence, purging }| Some(Self { number: u128::from_str_radix(&fence, 16).ok()?, is_purging: purging }));
         let unknown = || Error::Refused(format!("the comment of identities says {comment}, not which INSERTs landing tables take"));
         said.map(Some).ok_or_else(unknown)
     }
@@ -136,18 +136,21 @@ impl Warehouse {
         Ok(fence)
     }
 
-    /// Gives landing tables the column of the fence that is said, should one lack it: restored from a backup of another day, or made in the
-    /// moment in which a purge listed them. To be called where no purge runs: one that ends meanwhile might be undone.
+    /// Gives landing tables the column of the fence that is said, should one lack it and so take no events: restored from a backup of
+    /// another day, perhaps. For the one operator that leads: what a purge drops meanwhile would come back. A purge mends by itself.
     ///
     /// # Errors
     /// See [`Error`].
     pub async fn mend_fence(&self) -> Result<(), Error> {
-        let _one = self.purging.lock().await;
+        let Ok(_one) = self.purging.try_lock() else { return Ok(()) };
         let fence = self.fence().await?;
         let with = self.columns_of_landings().await?;
         let lacking = self.landing_tables().await?.into_iter().filter(|table| !with.contains(&(table.clone(), fence.column())));
         for table in lacking {
-            tracing::warn!(table, "a landing table did not take events, for it has not the column of the fence that identities says: it is added");
+            tracing::warn!(
+                table,
+                "a landing table did not take events, for it has not the column of the fence that identities says: it is added"
+            );
             self.change_landing(&table, &format!("ADD COLUMN IF NOT EXISTS {}", fence.definition())).await?;
         }
         Ok(())
@@ -198,12 +201,16 @@ impl Warehouse {
     /// The number of the last INSERT of claims that each server has given out.
     async fn last_claims(&self) -> Result<Vec<LastClaims>, Error> {
         let topology = self.topology();
-        let (parts, table) = (if topology.on_cluster().is_empty() { "system.parts".to_owned() } else { topology.system("parts") }, topology.stored("identities"));
+        let (parts, table) = (
+            if topology.on_cluster().is_empty() { "system.parts".to_owned() } else { topology.system("parts") },
+            topology.stored("identities"),
+        );
         let sql = format!(
             "SELECT toString(serverUUID()) AS server, toUInt64(max(max_block_number)) FROM {parts} \
              WHERE database = {{database:String}} AND table = {{table:String}} AND active GROUP BY server"
         );
-        let each = self.query_each(&sql).map(|query| query.bind("database", self.database()).bind("table", &*table).rows::<(String, u64)>());
+        let each =
+            self.query_each(&sql).map(|query| query.bind("database", self.database()).bind("table", &*table).rows::<(String, u64)>());
         let found = try_join_all(each).await?;
         // Of several servers that are each asked there is an answer each, in their order.
         if topology.on_cluster().is_empty() {
@@ -269,7 +276,8 @@ mod tests {
     #[test]
     fn a_fence_is_what_its_comment_says() {
         for fence in [Fence::FIRST, Fence::of_purge(), Fence { is_purging: false, ..Fence::of_purge() }] {
-            let create = format!("CREATE TABLE d.identities\n(\n `id` UInt128 COMMENT 'one'\n)\nENGINE = MergeTree\nCOMMENT '{}'", fence.comment());
+            let create =
+                format!("CREATE TABLE d.identities\n(\n `id` UInt128 COMMENT 'one'\n)\nENGINE = MergeTree\nCOMMENT '{}'", fence.comment());
             assert_eq!(Fence::of_create(&create).unwrap(), Some(fence));
             assert!(Fence::is_refused(&format!("No such column {} in table", fence.column())));
         }

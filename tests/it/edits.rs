@@ -125,7 +125,7 @@ impl SlowInsert {
         lab.warehouse.ensure_landing(&landing).await.unwrap();
         let id = format!("{}-{name}", insert_name(&landing));
         let deadline = Duration::from_secs(30);
-        let insert = Insert { table: &landing, columns: COLUMNS, bytes: row.len(), name: &id, deadline, is_alone: true };
+        let insert = Insert { table: &landing, columns: COLUMNS, bytes: row.len(), name: &id, deadline, is_alone: true, fence: None };
         assert!(lab.warehouse.learn_to_begin().await.unwrap());
         let begun = lab.warehouse.begin(insert, 1, std::future::ready(true), std::iter::once(row.into())).await.unwrap().unwrap();
         let slow = Self { begun, id };

@@ -468,7 +468,7 @@ async fn what_is_sent_again_with_other_data_changes_nothing() {
         row.encode(&mut bytes, true);
         let landing = Landings::NEW.table(row.landing);
         let deadline = Duration::from_secs(30);
-        let insert = Insert { table: &landing, columns: COLUMNS, bytes: bytes.len(), name: "test", deadline, is_alone: true };
+        let insert = Insert { table: &landing, columns: COLUMNS, bytes: bytes.len(), name: "test", deadline, is_alone: true, fence: None };
         lab.warehouse.insert(insert, std::iter::once(bytes.into())).await.unwrap();
     }
     assert_eq!(lab.number("sum").await, "11");

@@ -1,0 +1,335 @@
+//! What a purge shuts out, what it lets in, and what becomes of that.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use kubemeter::api::Aggregation;
+use kubemeter::metering::Error;
+use kubemeter::reconcile::Reconciler;
+use kubemeter::warehouse::schema::Landings;
+use kubemeter::warehouse::{Cluster, Topology, WarehouseOptions};
+use serde_json::{Value, json};
+
+use crate::lab::{Lab, NAMESPACE, event, new_database, options, shards_of, spec};
+use crate::support::{ClickHouse, eventually};
+use crate::way::{Asked, BEGINS_WITH, LATER, TIME, Way, lab, until_read, without_begun};
+
+/// As the operator purges the Customer of subject `s`.
+async fn purge(lab: &Lab) {
+    lab.warehouse.purge(NAMESPACE, &["s"], Duration::from_secs(60)).await.unwrap();
+}
+
+/// The same database by another way.
+async fn by(way: &Way, lab: &Lab) -> Lab {
+    let mut to = WarehouseOptions { url: way.to(ClickHouse::shared().url()).await, ..lab.options.clone() };
+    if let Topology::Cluster(cluster) = &lab.options.topology {
+        let shards = ClickHouse::shared_shards();
+        to.url = way.to(shards[0].url()).await;
+        let nodes = futures::future::join_all(shards.iter().map(|shard| way.to(shard.url()))).await;
+        to.topology = Topology::Cluster(Cluster::new(cluster.name().to_owned(), None, nodes).unwrap());
+    }
+    Lab::with(&to)
+}
+
+fn sent(time: &str) -> Value {
+    event("e", "t", "s", time, json!({}))
+}
+
+async fn forget_event(lab: &Lab) {
+    lab.warehouse.run_ddl(&format!("ALTER TABLE {} DELETE WHERE event_id = 'e'", lab.warehouse.table("events"))).await.unwrap();
+}
+
+/// Posts events of subject `s` and holds the first statement of a kind up until the subject is purged. They are refused; sent again, with
+/// another time, they count once.
+async fn shuts_out(lab: &Lab, way: &Way, of: Asked, sent: impl Fn(&str) -> Value) {
+    let purging = by(&Way::default(), lab).await;
+    let (comes, go) = way.hold(of);
+    let purged = async {
+        comes.await.unwrap();
+        purge(&purging).await;
+        go.send(()).unwrap();
+    };
+    let first = sent(TIME);
+    let (posted, ()) = tokio::join!(lab.post(&first), purged);
+    let refused = posted.unwrap_err();
+    assert!(matches!(&refused, Error::Unavailable { message, .. } if message.contains("a purge")), "{refused}");
+    assert_eq!(lab.number("count").await, "0", "nothing is stored under a claim that is gone");
+    // The next time it is let in.
+    lab.post(&sent(LATER)).await.unwrap();
+    assert_eq!(lab.number("count").await, "1");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_insert_that_was_decided_on_before_a_purge_is_refused_after_it() {
+    let way = Way::that_refuses(BEGINS_WITH);
+    let lab = without_begun(&way, &new_database()).await;
+    until_read(&lab, &way, || true).await;
+    purge(&lab).await;
+    shuts_out(&lab, &way, Asked::Landing, sent).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_insert_of_a_gateway_that_has_not_read_what_is_claimed_is_refused() {
+    let way = Way::that_refuses(BEGINS_WITH);
+    let lab = without_begun(&way, &new_database()).await;
+    shuts_out(&lab, &way, Asked::Landing, sent).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn inserts_of_a_round_of_many_types_are_refused() {
+    let way = Way::default();
+    let lab = lab(&way).await;
+    purge(&lab).await;
+    let types = ["t", "t1", "t2", "t3", "t4", "t5", "t6", "t7", "t8", "t9"];
+    let sent = |types: &[&str], subject: &str, time: &str| -> Value {
+        types.iter().map(|of| event(&format!("{of} of {subject}"), of, subject, time, json!({}))).collect()
+    };
+    // Of so many, whose tables there are by now, none is begun beside its claim.
+    lab.post(&sent(&types[1..], "other", TIME)).await.unwrap();
+    // The first of them is held up: of the others some came before the purge, which took them.
+    shuts_out(&lab, &way, Asked::Landing, |time| sent(&types, "s", time)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_to_be_completed_before_a_purge_is_refused() {
+    let way = Way::default();
+    let lab = lab(&way).await;
+    purge(&lab).await;
+    lab.post(&sent(TIME)).await.unwrap();
+    forget_event(&lab).await;
+    shuts_out(&lab, &way, Asked::Completed, sent).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn shards_refuse_what_was_decided_on_before_a_purge() {
+    let (way, shards) = (Way::default(), ClickHouse::shared_shards());
+    let lab = Lab::with(&options(&way.to(shards[0].url()).await, &new_database(), shards_of(shards)));
+    lab.meter("count", spec("t", Aggregation::Count, None, &[])).await;
+    shuts_out(&lab, &way, Asked::Landing, sent).await;
+}
+
+/// An INSERT that has begun was let in: a purge waits for it, and then takes its event.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_purge_waits_for_an_insert_that_was_let_in() {
+    let (way, purging_way) = (Way::default(), Way::default());
+    let lab = lab(&way).await;
+    let purging = by(&purging_way, &lab).await;
+    let (comes, go) = way.hold(Asked::Look);
+    let has_purged = AtomicBool::new(false);
+    let purged = async {
+        comes.await.unwrap();
+        assert!(way.has_begun());
+        purge(&purging).await;
+        has_purged.store(true, Ordering::SeqCst);
+    };
+    let waited = async {
+        let waits = async || (has_purged.load(Ordering::SeqCst) || purging_way.has_purge_that_waits()).then_some(());
+        eventually("the purge waits, or doesn't", waits).await;
+        assert!(!has_purged.load(Ordering::SeqCst), "it waits for what runs");
+        go.send(()).unwrap();
+    };
+    way.forget();
+    let first = sent(TIME);
+    let (posted, (), ()) = tokio::join!(lab.post(&first), purged, waited);
+    assert_eq!(posted.unwrap().accepted, 1);
+    assert_eq!(lab.number("count").await, "0", "it came before the purge");
+    // What the gateway knows of fences it read before the purge, perhaps.
+    let again = sent(LATER);
+    eventually("it is let in", async || lab.post(&again).await.ok()).await;
+    assert_eq!(lab.number("count").await, "1");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_purge_leaves_claims_that_came_since_it_began() {
+    let (way, purging_way) = (Way::that_refuses(BEGINS_WITH), Way::default());
+    let lab = without_begun(&way, &new_database()).await;
+    let (purging, other) = (by(&purging_way, &lab).await, by(&Way::default(), &lab).await);
+    let ((removes, remove), (lands, land)) = (purging_way.hold(Asked::Removal), way.hold(Asked::Landing));
+    // Claimed when the purge is about to remove claims, and stored when it has ended.
+    let posted = async {
+        removes.await.unwrap();
+        lab.post(&sent(TIME)).await
+    };
+    let purged = async {
+        let claimed = async {
+            lands.await.unwrap();
+            remove.send(()).unwrap();
+        };
+        tokio::join!(purge(&purging), claimed);
+        other.post(&sent(LATER)).await.unwrap();
+        land.send(()).unwrap();
+    };
+    let (posted, ()) = tokio::join!(posted, purged);
+    posted.unwrap();
+    assert_eq!(lab.number("count").await, "1");
+}
+
+/// While a purge runs the claim of another may go at any moment.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_completed_while_a_purge_runs_is_claimed_anew() {
+    let (way, purging_way) = (Way::that_refuses(BEGINS_WITH), Way::default());
+    let lab = without_begun(&way, &new_database()).await;
+    let (purging, other) = (by(&purging_way, &lab).await, by(&Way::default(), &lab).await);
+    lab.post(&sent(TIME)).await.unwrap();
+    forget_event(&lab).await;
+    let (removes, remove) = purging_way.hold(Asked::Removal);
+    let completed = async {
+        removes.await.unwrap();
+        lab.post(&sent(LATER)).await.unwrap();
+        remove.send(()).unwrap();
+    };
+    tokio::join!(purge(&purging), completed);
+    other.post(&sent("2026-06-04T05:06:07Z")).await.unwrap();
+    lab.meter("all", spec("t", Aggregation::Count, None, &[])).await;
+    for meter in ["count", "all"] {
+        assert_eq!(lab.number(meter).await, "1", "{meter}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_completed_while_a_purge_runs_takes_the_claim_that_is_first_by_then() {
+    let (way, purging_way) = (Way::that_refuses(BEGINS_WITH), Way::default());
+    let lab = without_begun(&way, &new_database()).await;
+    let (purging, other) = (by(&purging_way, &lab).await, by(&Way::default(), &lab).await);
+    lab.post(&sent(TIME)).await.unwrap();
+    forget_event(&lab).await;
+    let ((removes, remove), (comes, go)) = (purging_way.hold(Asked::Removal), way.hold(Asked::Claims));
+    let completed = async {
+        removes.await.unwrap();
+        lab.post(&sent("2026-06-04T05:06:07Z")).await.unwrap();
+    };
+    let purged = async {
+        // Its claim is on the way when the first one goes.
+        let claims = async {
+            comes.await.unwrap();
+            remove.send(()).unwrap();
+        };
+        tokio::join!(purge(&purging), claims);
+        other.post(&sent(LATER)).await.unwrap();
+        go.send(()).unwrap();
+    };
+    tokio::join!(completed, purged);
+    lab.meter("all", spec("t", Aggregation::Count, None, &[])).await;
+    for meter in ["count", "all"] {
+        assert_eq!(lab.number(meter).await, "1", "{meter}");
+    }
+}
+
+/// A ClickHouse that takes claims and no events shall not fill its disk.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn claims_of_what_can_not_be_stored_while_a_purge_runs_are_bounded() {
+    let purging_way = Way::default();
+    let lab = without_begun(&Way::that_refuses(BEGINS_WITH), &new_database()).await;
+    let purging = by(&purging_way, &lab).await;
+    let (events, identities) = (lab.warehouse.table("events"), lab.warehouse.table("identities"));
+    let (removes, remove) = purging_way.hold(Asked::Removal);
+    let posted = async {
+        removes.await.unwrap();
+        lab.warehouse.run_ddl(&format!("ALTER TABLE {events} ADD CONSTRAINT broken CHECK subject != 's'")).await.unwrap();
+        let mut last = None;
+        for _ in 0..10 {
+            last = Some(lab.post(&sent(TIME)).await.unwrap_err());
+        }
+        assert!(matches!(last, Some(Error::Unavailable { .. })), "told to come again: {last:?}");
+        let claims: u64 = lab.warehouse.query(&format!("SELECT count() FROM {identities} WHERE subject = 's'")).one().await.unwrap();
+        assert_eq!(claims, 8);
+        lab.warehouse.run_ddl(&format!("ALTER TABLE {events} DROP CONSTRAINT broken")).await.unwrap();
+        lab.post(&sent(TIME)).await.unwrap_err();
+        remove.send(()).unwrap();
+    };
+    tokio::join!(purge(&purging), posted);
+    lab.post(&sent(TIME)).await.unwrap();
+    lab.post(&sent(LATER)).await.unwrap();
+    assert_eq!(lab.number("count").await, "1");
+}
+
+/// Events of others come meanwhile, and nobody is told anything of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn gateways_that_answer_go_on_while_subjects_are_purged() {
+    let lab = Arc::new(Lab::new());
+    lab.meter("count", spec("t", Aggregation::Count, None, &[])).await;
+    let gateways = [lab.another_gateway(), lab.another_gateway()];
+    let has_purged = AtomicBool::new(false);
+    let purged = async {
+        for _ in 0..3 {
+            purge(&lab).await;
+        }
+        has_purged.store(true, Ordering::SeqCst);
+    };
+    // One posts all the time, the other seldom.
+    let post = async |number: usize, pause: Duration| {
+        let mut posted = 0;
+        while !has_purged.load(Ordering::SeqCst) {
+            Lab::post_to(&gateways[number], &event(&format!("{number} {posted}"), "t", "other", TIME, json!({}))).await.unwrap();
+            posted += 1;
+            tokio::time::sleep(pause).await;
+        }
+        posted
+    };
+    let ((), often, seldom) = tokio::join!(purged, post(0, Duration::from_millis(1)), post(1, Duration::from_millis(900)));
+    assert!(often > seldom && seldom > 2, "{often} {seldom}");
+    assert_eq!(lab.number("count").await, (often + seldom).to_string());
+}
+
+/// Of two operators for a moment, say: each ends, or is told to begin anew.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn purges_of_two_processes_at_a_time_leave_tables_that_take_events() {
+    let lab = Lab::new();
+    lab.meter("count", spec("t", Aggregation::Count, None, &[])).await;
+    let purge_until_done = async |purging: &Lab| {
+        eventually("a purge ends", async || purging.warehouse.purge(NAMESPACE, &["s"], Duration::from_secs(60)).await.ok()).await;
+    };
+    let others = [by(&Way::default(), &lab).await, by(&Way::default(), &lab).await];
+    tokio::join!(purge_until_done(&others[0]), purge_until_done(&others[1]));
+    // One that says a fence whose column the other dropped is mended when an operator begins, or by the next purge.
+    Reconciler::new(lab.warehouse.clone()).meter(&lab.meter("more", spec("t", Aggregation::Count, None, &[])).await).await.unwrap();
+    lab.post(&sent(TIME)).await.unwrap();
+    assert_eq!(lab.number("count").await, "1");
+    assert!(!lab.warehouse.fence().await.unwrap().is_purging);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn landing_tables_that_do_not_know_the_fence_are_mended_when_an_operator_begins() {
+    let lab = Lab::new();
+    let meter = lab.meter("count", spec("t", Aggregation::Count, None, &[])).await;
+    lab.post(&event("first", "t", "s", TIME, json!({}))).await.unwrap();
+    let landing = Landings::NEW.table(kubemeter::warehouse::schema::Landing::of(NAMESPACE, "t"));
+    let column = lab.warehouse.fence().await.unwrap().column();
+    let topology = lab.warehouse.topology();
+    for table in std::collections::BTreeSet::from([topology.stored(&landing), landing]) {
+        lab.warehouse.run_ddl(&format!("ALTER TABLE {} DROP COLUMN {column}", lab.warehouse.table(&table))).await.unwrap();
+    }
+    let refused = lab.post(&sent(TIME)).await.unwrap_err();
+    assert!(matches!(refused, Error::Unavailable { .. }), "{refused}");
+    Reconciler::new(lab.warehouse.clone()).meter(&meter).await.unwrap();
+    lab.post(&sent(TIME)).await.unwrap();
+    assert_eq!(lab.number("count").await, "2");
+}
+
+/// As a build without fences made it: the first process of this build gives it one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_without_fences_gets_one() {
+    let old = Lab::new();
+    let meter = old.meter("count", spec("t", Aggregation::Count, None, &[])).await;
+    old.post(&event("first", "t", "s", TIME, json!({}))).await.unwrap();
+    let (landing, column) =
+        (Landings::NEW.table(kubemeter::warehouse::schema::Landing::of(NAMESPACE, "t")), old.warehouse.fence().await.unwrap().column());
+    let topology = old.warehouse.topology();
+    let mut all = vec![format!("ALTER TABLE {} MODIFY COMMENT ''", old.warehouse.table("identities"))];
+    for table in std::collections::BTreeSet::from([topology.stored(&landing), landing]) {
+        all.push(format!("ALTER TABLE {} DROP COLUMN {column}", old.warehouse.table(&table)));
+    }
+    for table in ["completed_events", "completed"] {
+        all.extend(topology.drop(old.warehouse.database(), table));
+    }
+    old.warehouse.run_all_ddl(&all).await.unwrap();
+    let lab = Lab::with(&old.options);
+    lab.settle(meter).await;
+    lab.post(&sent(TIME)).await.unwrap();
+    assert_eq!(lab.number("count").await, "2");
+    purge(&lab).await;
+    assert_eq!(lab.number("count").await, "0");
+    lab.post(&sent(LATER)).await.unwrap();
+    assert_eq!(lab.number("count").await, "1");
+}
