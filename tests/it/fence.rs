@@ -40,6 +40,16 @@ async fn forget_event(lab: &Lab) {
     lab.warehouse.run_ddl(&format!("ALTER TABLE {} DELETE WHERE event_id = 'e'", lab.warehouse.table("events"))).await.unwrap();
 }
 
+/// The event counts once, in a Meter from before and in a new one, and has one key.
+async fn counts_once(lab: &Lab) {
+    lab.meter("all", spec("t", Aggregation::Count, None, &[])).await;
+    for meter in ["count", "all"] {
+        assert_eq!(lab.number(meter).await, "1", "{meter}");
+    }
+    let keys = format!("SELECT uniqExact(subject, time) FROM {} WHERE event_id = 'e'", lab.warehouse.table("events"));
+    assert_eq!(lab.warehouse.query(&keys).one::<u64>().await.unwrap(), 1, "one identity, one key");
+}
+
 /// Posts events of subject `s` and holds the first statement of a kind up until the subject is purged. They are refused; sent again, with
 /// another time, they count once.
 async fn shuts_out(lab: &Lab, way: &Way, of: Asked, sent: impl Fn(&str) -> Value) {
@@ -162,7 +172,7 @@ async fn a_purge_leaves_claims_that_came_since_it_began() {
     };
     let (posted, ()) = tokio::join!(posted, purged);
     posted.unwrap();
-    assert_eq!(lab.number("count").await, "1");
+    counts_once(&lab).await;
 }
 
 /// While a purge runs the claim of another may go at any moment.
@@ -181,10 +191,7 @@ async fn what_is_completed_while_a_purge_runs_is_claimed_anew() {
     };
     tokio::join!(purge(&purging), completed);
     other.post(&sent("2026-06-04T05:06:07Z")).await.unwrap();
-    lab.meter("all", spec("t", Aggregation::Count, None, &[])).await;
-    for meter in ["count", "all"] {
-        assert_eq!(lab.number(meter).await, "1", "{meter}");
-    }
+    counts_once(&lab).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -210,10 +217,7 @@ async fn what_is_completed_while_a_purge_runs_takes_the_claim_that_is_first_by_t
         go.send(()).unwrap();
     };
     tokio::join!(completed, purged);
-    lab.meter("all", spec("t", Aggregation::Count, None, &[])).await;
-    for meter in ["count", "all"] {
-        assert_eq!(lab.number(meter).await, "1", "{meter}");
-    }
+    counts_once(&lab).await;
 }
 
 /// A ClickHouse that takes claims and no events shall not fill its disk.
