@@ -191,16 +191,6 @@ impl Warehouse {
         bind(self.query(&sql)).bind("namespace", namespace).bind("type", event_type).named(&insert_name(&landing)).run().await
     }
 
-    /// Whether all INSERTs into the table of identities go to one server, whose parts tell what is claimed.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub async fn identities_have_one_server(&self) -> Result<bool, Error> {
-        let sql =
-            "SELECT count() > 0 FROM system.tables WHERE database = {database:String} AND name = 'identities' AND engine = 'MergeTree'";
-        self.query(sql).bind("database", self.database()).one::<bool>().await
-    }
-
     /// The parts of the table of identities, which table that is, and its fence.
     ///
     /// `system.parts` would tell it, but looks at each table of the database for it: with 4,000 that takes several times as long.

@@ -64,10 +64,14 @@ impl Warehouse {
         self.check_version().await?;
         self.check_topology().await?;
         self.make_missing(&schema::bootstrap(self.topology(), self.database())).await?;
+        self.check_identities().await?;
         self.add_cancellation_columns().await?;
-        self.add_fence().await?;
-        let comment = "SELECT comment FROM system.tables WHERE database = {database:String} AND name = 'events'";
-        let comment: String = self.query(comment).bind("database", self.database()).one().await?;
+        let comment = "SELECT comment FROM system.tables WHERE database = {database:String} AND name = {name:String}";
+        let comment = async |name| self.query(comment).bind("database", self.database()).bind("name", name).one::<String>().await;
+        if comment("identities").await?.is_empty() {
+            self.add_fence().await?;
+        }
+        let comment = comment("events").await?;
         let landings = Landings::of_comment(&comment).ok_or_else(|| {
             let events = self.table("events");
             Error::Refused(format!(
@@ -292,6 +296,28 @@ impl Warehouse {
         let (oldest_major, oldest_minor) = OLDEST;
         refused(is_new_enough(&version), || {
             format!("ClickHouse is of version {version}: {oldest_major}.{oldest_minor} is the oldest that gives exact answers here")
+        })
+    }
+
+    /// Makes sure that the claims of one server, or of a shard's, are numbered in the order in which they become visible: a database of the
+    /// engine `Replicated`, or ClickHouse Cloud, makes tables of another engine than it is told.
+    async fn check_identities(&self) -> Result<(), Error> {
+        if self.topology().has_replicas() {
+            return Ok(());
+        }
+        let sql = format!(
+            "SELECT DISTINCT engine FROM {} WHERE database = {{database:String}} AND name = {{table:String}} AND engine != 'MergeTree'",
+            self.topology().system("tables")
+        );
+        let table = self.topology().stored("identities");
+        let others: Vec<String> = self.query(&sql).bind("database", self.database()).bind("table", &*table).rows().await?;
+        refused(others.is_empty(), || {
+            format!(
+                "{table} is of the engine {}, which does not tell whose claim of an event was first: make the database by hand \
+                 (CREATE DATABASE {} ENGINE = Atomic), or name its replicas by --clickhouse-cluster and --clickhouse-replicas (docs/scaling.md)",
+                others.join(", "),
+                identifier(self.database())
+            )
         })
     }
 

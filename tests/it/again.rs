@@ -141,7 +141,8 @@ async fn an_event_that_cannot_be_stored_does_not_fill_the_disk_with_its_claims()
         lab.post(&sent).await.unwrap_err();
     }
     let claims: u64 = lab.warehouse.query(&format!("SELECT count() FROM {identities} WHERE subject = 's'")).one().await.unwrap();
-    assert!((2..=8).contains(&claims), "{claims} claims");
+    // Once more, perhaps, when the gateway has read what was claimed before.
+    assert!(claims <= 2, "{claims} claims");
     lab.warehouse.run_ddl(&format!("ALTER TABLE {events} DROP CONSTRAINT broken")).await.unwrap();
     lab.post(&sent).await.unwrap();
     assert_eq!(lab.number("count").await, "1");

@@ -2,6 +2,7 @@
 
 use std::future::{Future, poll_fn};
 use std::task::Poll;
+use std::time::Duration;
 
 use kubemeter::api::{Aggregation, Meter};
 use kubemeter::reconcile::Reconciler;
@@ -10,6 +11,7 @@ use uuid::Uuid;
 
 use crate::again::assert_read_as_final;
 use crate::lab::{Lab, NAMESPACE, event, spec};
+use crate::support::eventually;
 
 /// Most steps of one reconcile: far more than any has.
 const STEPS: usize = 200;
@@ -69,4 +71,46 @@ async fn a_reconcile_that_was_cut_off_anywhere_is_finished_by_the_next() {
         cuts = steps;
     }
     panic!("a reconcile has more than {STEPS} steps");
+}
+
+/// A purge that was cut off anywhere leaves tables that take events, and is finished by the next one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_purge_that_was_cut_off_anywhere_is_finished_by_the_next() {
+    const LABS: usize = 8;
+    // Each takes seconds, so they are others each time.
+    const EACH: usize = 20;
+    let offset = fastrand::usize(0..EACH);
+    let cut_off_from = async |first: usize| {
+        let lab = Lab::new();
+        lab.meter("m", spec("t", Aggregation::Count, None, &[])).await;
+        for (done, steps) in (first..STEPS * 5).step_by(LABS * EACH).enumerate() {
+            let (id, subject) = (format!("e{steps}"), format!("s{steps}"));
+            let count = async || lab.number("m").await.parse::<usize>().unwrap() - done;
+            let post = async |time: &str| {
+                let sent = event(&id, "t", &subject, time, json!({}));
+                // A gateway may have read the fence before a purge.
+                eventually("it is let in", async || lab.post(&sent).await.ok()).await;
+            };
+            let purge = async || lab.warehouse.purge(NAMESPACE, &[&subject], Duration::from_secs(60)).await;
+            post("2026-03-04T05:06:07Z").await;
+            let is_whole = cut(steps, purge()).await.is_some();
+            post("2026-05-04T05:06:07Z").await;
+            let has = count().await;
+            assert!(has <= 1, "{has}, cut off after {steps} steps");
+            purge().await.unwrap();
+            assert_eq!(count().await, 0, "cut off after {steps} steps");
+            assert!(!lab.warehouse.fence().await.unwrap().is_purging);
+            post("2026-06-04T05:06:07Z").await;
+            assert_eq!(count().await, 1, "cut off after {steps} steps");
+            let keys = format!("SELECT uniqExact(id), uniqExact(id, time) FROM {}", lab.warehouse.table("events"));
+            let (ids, keys) = lab.warehouse.query(&keys).one::<(u64, u64)>().await.unwrap();
+            assert_eq!(keys, ids, "one identity, one key; cut off after {steps} steps");
+            if is_whole {
+                return steps;
+            }
+        }
+        panic!("a purge has more than {} steps", STEPS * 5);
+    };
+    let whole = futures::future::join_all((1..=LABS).map(|lab| cut_off_from(lab * EACH - offset))).await;
+    assert!(whole.iter().all(|steps| *steps > 100), "a purge has more steps than {whole:?}");
 }

@@ -1,7 +1,7 @@
 //! What a purge shuts out, what it lets in, and what becomes of that.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use kubemeter::api::Aggregation;
@@ -274,6 +274,64 @@ async fn gateways_that_answer_go_on_while_subjects_are_purged() {
     let ((), often, seldom) = tokio::join!(purged, post(0, Duration::from_millis(1)), post(1, Duration::from_millis(900)));
     assert!(often > seldom && seldom > 2, "{often} {seldom}");
     assert_eq!(lab.number("count").await, (often + seldom).to_string());
+}
+
+/// Gateways and purges whose statements are held up for longer than a purge waits for gateways, or cut off, at random; purges that end in the
+/// middle. Sent again, with other times, every event counts once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_is_held_up_or_cut_off_while_subjects_are_purged_every_event_counts_once() {
+    let seed = fastrand::u64(..);
+    println!("seed {seed}");
+    let database = new_database();
+    let ways = [Way::default(), Way::default(), Way::default()];
+    let to = |way: Way| {
+        let database = database.clone();
+        async move { Lab::with(&options(&way.to(ClickHouse::shared().url()).await, &database, Topology::Single)) }
+    };
+    let labs = futures::future::join_all(ways.iter().map(|way| to(way.clone()))).await;
+    let [first, second, purging] = &labs[..] else { panic!("three") };
+    for lab in [first, second] {
+        lab.meter("count", spec("t", Aggregation::Count, None, &[])).await;
+    }
+    ways.iter().zip(seed..).for_each(|(way, seed)| way.trouble(seed));
+    let (has_purged, came) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let sent = |n: usize, month: usize| event(&format!("e{n}"), "t", "s", &format!("2026-{month:02}-04T05:06:07Z"), json!({}));
+    let posted = async |poster: usize| {
+        let mut rng = fastrand::Rng::with_seed(seed ^ poster as u64);
+        while !has_purged.load(Ordering::SeqCst) {
+            // A new one, or one that has come: stored by now, or claimed, or purged, or on its way by the other gateway.
+            let n = if rng.bool() { came.fetch_add(1, Ordering::SeqCst) } else { rng.usize(0..came.load(Ordering::SeqCst).max(1)) };
+            let of = if rng.bool() { first } else { second };
+            let _ = tokio::time::timeout(Duration::from_secs(8), of.post(&sent(n, rng.usize(1..9)))).await;
+        }
+    };
+    let purged = async {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        for _ in 0..6 {
+            let within = Duration::from_millis(rng.u64(500..12_000));
+            let _ = tokio::time::timeout(within, purging.warehouse.purge(NAMESPACE, &["s"], Duration::from_secs(60))).await;
+        }
+        has_purged.store(true, Ordering::SeqCst);
+    };
+    tokio::join!(purged, futures::future::join_all((0..6).map(posted)));
+    ways.iter().for_each(Way::calm);
+    let came = came.into_inner();
+    assert!(came > 20, "{came} events came");
+    let post_all = async |month: usize| {
+        let all: Value = (0..came).map(|n| sent(n, month)).collect();
+        eventually("all are let in", async || second.post(&all).await.ok()).await;
+    };
+    post_all(10).await;
+    for lab in [first, second] {
+        assert_eq!(lab.number("count").await, came.to_string(), "seed {seed}");
+    }
+    let keys = format!("SELECT count() FROM (SELECT DISTINCT id, subject, time FROM {})", first.warehouse.table("events"));
+    assert_eq!(first.warehouse.query(&keys).one::<u64>().await.unwrap(), came as u64, "one identity, one key; seed {seed}");
+    // A purge takes all, whatever was left over.
+    eventually("the purge ends", async || purging.warehouse.purge(NAMESPACE, &["s"], Duration::from_secs(60)).await.ok()).await;
+    assert_eq!(first.number("count").await, "0", "seed {seed}");
+    post_all(11).await;
+    assert_eq!(first.number("count").await, came.to_string(), "seed {seed}");
 }
 
 /// Of two operators for a moment, say: each ends, or is told to begin anew.

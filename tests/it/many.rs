@@ -126,7 +126,8 @@ async fn an_idle_operator_asks_for_nothing_and_its_restart_changes_nothing() {
     at_rest(&audit).await;
     let (reads, changes) = statements(&warehouse).await;
     assert!(reads - read >= 2 * OBJECTS as i64, "it looks at each");
-    assert_eq!(changes - changed, 0, "DDL");
+    // `SHOW CREATE TABLE`, to see whether landing tables know the fence.
+    assert_eq!(changes - changed, 1, "DDL");
     assert_eq!(self::writes(&audit), writes, "it writes nothing that is written already");
 }
 

@@ -55,6 +55,21 @@ async fn replicas_that_are_not_what_the_options_say_are_refused_before_anything_
     assert!(why.contains("was made with another --clickhouse-replicas"), "{why}");
 }
 
+/// As a database of the engine `Replicated` makes it, or ClickHouse Cloud.
+#[tokio::test]
+async fn identities_that_are_not_of_the_engine_that_was_asked_for_are_refused() {
+    let warehouse = Warehouse::new(&options(ClickHouse::shared().url(), &new_database(), Topology::Single));
+    let table = warehouse.table("identities");
+    for sql in [
+        format!("CREATE DATABASE `{}`", warehouse.database()),
+        format!("CREATE TABLE {table} (id UInt128) ENGINE = ReplacingMergeTree ORDER BY id"),
+    ] {
+        warehouse.run_ddl(&sql).await.unwrap();
+    }
+    let why = warehouse.ensure_bootstrap().await.unwrap_err().to_string();
+    assert!(why.contains("identities is of the engine ReplacingMergeTree") && why.contains("ENGINE = Atomic"), "{why}");
+}
+
 #[tokio::test]
 async fn servers_without_the_macros_of_their_shard_are_refused() {
     for macros in [["<shard>1</shard><replica>a</replica>", "<shard>2</shard><replica>b</replica>"], [""; 2]] {

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use kubemeter::api::Aggregation;
 use kubemeter::warehouse::Topology;
@@ -50,11 +51,30 @@ pub struct Way {
     held: Arc<Mutex<Option<(Asked, Hold)>>>,
     /// A setting that ClickHouse doesn't know here, as where its user may not set it.
     pub refuses: Arc<Mutex<Option<&'static str>>>,
+    /// What passes is held up or cut off at random, if it is something that is told.
+    troubled: Arc<Mutex<Option<fastrand::Rng>>>,
 }
 
 impl Way {
     pub fn that_refuses(setting: &'static str) -> Self {
         Self { refuses: Arc::new(Mutex::new(Some(setting))), ..Self::default() }
+    }
+
+    /// From now on until [`calm`](Self::calm).
+    pub fn trouble(&self, seed: u64) {
+        *self.troubled.lock().unwrap() = Some(fastrand::Rng::with_seed(seed));
+    }
+
+    pub fn calm(&self) {
+        *self.troubled.lock().unwrap() = None;
+    }
+
+    /// What becomes of something that is asked: how long it is held up, and whether it is cut off then.
+    fn fate(&self) -> (Duration, bool) {
+        let mut troubled = self.troubled.lock().unwrap();
+        let Some(rng) = troubled.as_mut() else { return (Duration::ZERO, false) };
+        let pause = if rng.u8(0..12) == 0 { rng.u64(0..7_000) } else { 0 };
+        (Duration::from_millis(pause), rng.u8(0..25) == 0)
     }
 
     /// Where it begins.
@@ -95,6 +115,13 @@ impl Way {
             if let Some((_, (came, go))) = held {
                 came.send(()).unwrap();
                 go.await.unwrap();
+            }
+            if asked.is_some() {
+                let (pause, is_cut) = self.fate();
+                tokio::time::sleep(pause).await;
+                if is_cut {
+                    break;
+                }
             }
             let mut bytes = buffer[..read].to_vec();
             if let Some(refused) = *self.refuses.lock().unwrap()
