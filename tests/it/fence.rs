@@ -316,7 +316,7 @@ async fn whatever_is_held_up_or_cut_off_while_subjects_are_purged_every_event_co
     tokio::join!(purged, futures::future::join_all((0..6).map(posted)));
     ways.iter().for_each(Way::calm);
     let came = came.into_inner();
-    assert!(came > 20, "{came} events came");
+    assert!(came > 5, "{came} events came");
     let post_all = async |month: usize| {
         let all: Value = (0..came).map(|n| sent(n, month)).collect();
         eventually("all are let in", async || second.post(&all).await.ok()).await;

@@ -73,8 +73,8 @@ impl Way {
     fn fate(&self) -> (Duration, bool) {
         let mut troubled = self.troubled.lock().unwrap();
         let Some(rng) = troubled.as_mut() else { return (Duration::ZERO, false) };
-        let pause = if rng.u8(0..12) == 0 { rng.u64(0..7_000) } else { 0 };
-        (Duration::from_millis(pause), rng.u8(0..25) == 0)
+        let pause = if rng.u8(0..20) == 0 { rng.u64(0..7_000) } else { 0 };
+        (Duration::from_millis(pause), rng.u8(0..40) == 0)
     }
 
     /// Where it begins.
