@@ -4,10 +4,8 @@ mod backfill;
 mod customer;
 mod meter;
 
-use std::sync::Arc;
-use std::time::Duration;
-
-use tokio::sync::OnceCell;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use crate::api::{ConditionType, Conditions, Customer, CustomerStatus, Meter, MeterStatus, Reason};
 use crate::command::ClickhouseOptions;
@@ -71,19 +69,36 @@ impl Error {
     }
 }
 
+/// How often it is looked whether landing tables take events.
+const MEND: Duration = Duration::from_secs(60);
+
 /// Reconciles objects with one ClickHouse. Cheap to clone.
 #[derive(Clone)]
 pub struct Reconciler {
     warehouse: Warehouse,
     backfills: backfill::Backfills,
-    /// Whether landing tables are known to take events: looked at once, when this process begins to reconcile.
-    mended: Arc<OnceCell<()>>,
+    /// When it was last seen that landing tables take events.
+    mended: Arc<Mutex<Option<Instant>>>,
 }
 
 impl Reconciler {
     /// Reconciles with a ClickHouse.
     pub fn new(warehouse: Warehouse) -> Self {
         Self { warehouse, backfills: backfill::Backfills::default(), mended: Arc::default() }
+    }
+
+    /// Looks from time to time whether landing tables take events, and mends those that do not.
+    async fn mend(&self) -> Result<(), Error> {
+        let mended = || self.mended.lock().unwrap_or_else(PoisonError::into_inner);
+        {
+            let mut mended = mended();
+            if mended.is_some_and(|at| at.elapsed() < MEND) {
+                return Ok(());
+            }
+            *mended = Some(Instant::now());
+        }
+        self.warehouse.mend_fence().await.inspect_err(|_| *mended() = None)?;
+        Ok(())
     }
 
     /// Reconciles with the ClickHouse that options name. It need not answer yet.

@@ -14,11 +14,11 @@ use tokio::sync::watch;
 use super::look::{Claims, Ids, Lookup};
 use super::send::{INSERT, pieces, retried};
 use crate::warehouse::row::{IDENTITY_COLUMNS, Row};
-use crate::warehouse::{Claim, Error, Insert, Warehouse};
+use crate::warehouse::{CLAIMS, Claim, Error, Insert, Warehouse};
 
 /// Most claims of an event that can't be stored while a purge runs, however often it is sent: a ClickHouse that takes claims and no events
 /// shall not fill its disk.
-const CLAIMS: u32 = 8;
+const MOST: u32 = 8;
 
 /// Claims what is new among rows of different identities, of which `first` are those that were claimed before. Tells the first
 /// claims of these and of all identities that are claimed more than once. What it doesn't tell is this round's alone. And the number
@@ -45,28 +45,29 @@ pub(super) async fn claim(
 
 /// Claims anew what was `claimed` and is not stored, and notes there whose claim is the first by now: the purge that runs removes claims from
 /// before it ([`crate::warehouse::Fence::is_purging`]), and may have done so since they were looked at, and then somebody else may have
-/// claimed the identity.
+/// claimed the identity. Gives those that can't be stored before the purge has ended: of claims with different keys it isn't known which will
+/// be the first.
 pub(super) async fn claim_again<'a>(
     warehouse: &Warehouse,
     lookup: &Lookup,
     rows: impl Iterator<Item = &'a mut Row>,
     claimed: &mut Claims,
-) -> Result<(), Error> {
-    let (mut again, mut ids) = (Vec::new(), Ids::default());
+) -> Result<Ids, Error> {
+    let (mut again, mut ids, mut held_up) = (Vec::new(), Ids::default(), Ids::default());
     for row in rows {
         let Some(Claim { key, count, .. }) = claimed.get(&row.identity) else { continue };
-        if *count >= CLAIMS {
-            let why = "an event that was claimed many times and never stored waits for the purge of a customer's events to end";
-            return Err(Error::Unavailable(why.to_owned()));
-        }
-        if key.event_type == row.event.attributes.event_type() && ids.insert(row.identity) {
+        if *count >= MOST {
+            held_up.insert(row.identity);
+        } else if key.event_type == row.event.attributes.event_type() && ids.insert(row.identity) {
             row.adopt(key);
             again.push(&*row);
         }
     }
     insert_claims(warehouse, &again).await?;
-    claimed.extend(lookup.confirmed(ids.into_iter().collect()).await?);
-    Ok(())
+    let first = lookup.confirmed(ids.into_iter().collect()).await?;
+    held_up.extend(first.iter().filter(|(_, claim)| !claim.has_one_key).map(|(id, _)| *id));
+    claimed.extend(first);
+    Ok(held_up)
 }
 
 /// Writes claims of rows' identities for the keys that they have.
@@ -76,6 +77,6 @@ async fn insert_claims(warehouse: &Warehouse, rows: &[&Row]) -> Result<(), Error
     }
     let bytes = rows.iter().map(|row| row.encoded_identity_len()).sum();
     let (table, columns) = ("identities", IDENTITY_COLUMNS);
-    let insert = Insert { table, columns, bytes, name: "kubemeter-identities", deadline: INSERT, is_alone: false, fence: None };
+    let insert = Insert { table, columns, bytes, name: CLAIMS, deadline: INSERT, is_alone: false, fence: None };
     retried(warehouse, || warehouse.insert(insert, pieces(rows, bytes, Row::encode_identity))).await
 }

@@ -101,6 +101,8 @@ struct Waiting {
     refused: Vec<usize>,
     /// Whether it has events that are stored already.
     repeats: bool,
+    /// Whether it has events that can't be stored before a purge has ended.
+    is_held_up: bool,
     bytes: usize,
     /// The request, in traces.
     span: Span,
@@ -162,7 +164,16 @@ impl Committer {
         let room = room.map_err(|_| CommitError::Full)?.map_err(|_| CommitError::Stopping)?;
         let (answer, told) = oneshot::channel();
         let _queued = Queued::new(&self.metrics, submission.rows.len(), bytes);
-        let waiting = Waiting { submission, refused: Vec::new(), repeats: false, bytes, span: Span::current(), answer, _room: room };
+        let waiting = Waiting {
+            submission,
+            refused: Vec::new(),
+            repeats: false,
+            is_held_up: false,
+            bytes,
+            span: Span::current(),
+            answer,
+            _room: room,
+        };
         self.queue.send(waiting).await.map_err(|_| CommitError::Stopping)?;
         told.await.map_err(|_| CommitError::Stopping)?
     }
@@ -345,22 +356,31 @@ async fn settle(warehouse: &Warehouse, lookup: &mut Lookup, round: &mut [Waiting
 
     let before: Vec<u128> = claimed.keys().copied().collect();
     let mut stored = if before.is_empty() { HashMap::new() } else { warehouse.stored_among(&before).await? };
+    let mut held_up = Ids::default();
     if stored.len() < before.len() {
         // Who completed them may have gone while ClickHouse still does it.
         warehouse.await_completing().await?;
         stored = warehouse.stored_among(&before).await?;
         if fence.is_purging {
             let rows = round.iter_mut().flat_map(|waiting| &mut waiting.submission.rows);
-            claim_again(warehouse, lookup, rows.filter(|row| !stored.contains_key(&row.identity)), &mut claimed).await?;
+            held_up = claim_again(warehouse, lookup, rows.filter(|row| !stored.contains_key(&row.identity)), &mut claimed).await?;
+            if !held_up.is_empty() {
+                // The purge may have ended since.
+                lookup.forget_fence();
+            }
         }
     }
     let written = lookup.written_among(&claimed).await;
-    for Waiting { submission, refused, repeats, .. } in round {
+    for Waiting { submission, refused, repeats, is_held_up, .. } in round {
         let mut at = 0;
         submission.rows.retain_mut(|row| {
             at += 1;
             let key = claimed.get(&row.identity).map(|claim| &claim.key);
             let Some(of) = key.or_else(|| in_round.get(&row.identity)) else { return true };
+            if held_up.contains(&row.identity) {
+                *is_held_up = true;
+                return false;
+            }
             let (is_stored, same_type) = (stored.contains_key(&row.identity), of.event_type == row.event.attributes.event_type());
             // Its one row is that of the round that claimed it, and ClickHouse has confirmed all INSERTs of that round: no
             // table lacks it. Had it been purged and completed since, or cancelled, its row would be another.
@@ -394,7 +414,7 @@ async fn settle(warehouse: &Warehouse, lookup: &mut Lookup, round: &mut [Waiting
                 }
             }
         });
-        if submission.atomic && !refused.is_empty() {
+        if submission.atomic && (!refused.is_empty() || *is_held_up) {
             submission.rows.clear();
         }
         debug_assert!(
@@ -424,7 +444,11 @@ async fn write(warehouse: &Warehouse, round: Vec<Waiting>, settled: Settled, ear
         write_again(warehouse, &completing, settled.again, settled.fence)
     );
     drop((rows, completing));
-    answer(round, |Waiting { submission, repeats, .. }| {
+    answer(round, |Waiting { submission, repeats, is_held_up, .. }| {
+        if *is_held_up {
+            let why = "an event that was claimed and never stored waits until the purge of a customer's events has ended";
+            return Err(Error::Unavailable(why.to_owned()));
+        }
         // The acknowledgement: every landing table of the request has confirmed. Rows of one identity are of one type, so
         // one that another request's row stood for has the same table.
         for row in submission.rows.iter().filter(|row| !settled.completed.contains(&row.identity)) {

@@ -32,7 +32,7 @@ impl Reconciler {
             }
         };
         let landings = self.warehouse.ensure_bootstrap().await?;
-        self.mended.get_or_try_init(|| self.warehouse.mend_fence()).await?;
+        self.mend().await?;
         let uid = meter.uid().unwrap_or_default();
         let namespace = meter.namespace().unwrap_or_default();
         let layout = Layout::of(landings, &namespace, &definition);

@@ -9,11 +9,14 @@
 //! purge:    add F' everywhere ─► note the last claims ─► say F' ─► drop F everywhere ─► wait for what runs ─► remove claims up to those
 //! ```
 //! 1. A claim up to those noted was made before F' was said, by a gateway that had read F, or an older one, before.
-//! 2. The INSERT that follows from it names F. It began before F was dropped, and the purge waits for it; or it is refused.
-//! 3. So what is stored under such a claim is there when the purge removes events, and nothing comes later.
+//! 2. The INSERT that follows from it names F. It began before F was dropped, and the purge waits for it; or it is refused, for ever: a
+//!    column is never added once its fence was said.
+//! 3. So what is stored under such a claim is there when the purge removes events. What stays nonetheless, since another statement had read
+//!    it and wrote it again, the purge claims anew before it removes claims ([`super::purge`]).
+//! 4. Who decides under F' by a claim that may go makes one more, which stays, and makes sure that all have the same key
+//!    ([`Fence::is_purging`]): whichever of them go, the first of those that are left has it.
 //!
-//! Until the purge has ended, a claim that is seen may be one that goes. Who writes by another's claim makes one more, which stays
-//! ([`Fence::is_purging`]).
+//! On a cluster a table in front sends each column that it has to the shards. So columns come to those first and go from those last.
 
 use std::time::Duration;
 
@@ -29,7 +32,7 @@ use super::{Error, Warehouse};
 /// How long gateways have to read a new fence before the old one is dropped: those that look every two seconds, and whenever they claim,
 /// are told of nothing.
 const GRACE: Duration = Duration::from_secs(3);
-/// How long statements of gateways may still run.
+/// How long statements that make tables may still run.
 const STATEMENTS_END: Duration = Duration::from_secs(60);
 /// How many tables are changed at a time.
 const AT_ONCE: usize = 4;
@@ -55,8 +58,9 @@ impl Fence {
     /// That of a database that is made now.
     pub const FIRST: Self = Self { number: 0, is_purging: false };
 
-    fn of_purge() -> Self {
-        Self { number: uuid::Uuid::new_v4().as_u128(), is_purging: true }
+    /// One that nothing was decided under.
+    fn new() -> Self {
+        Self { number: uuid::Uuid::new_v4().as_u128(), is_purging: false }
     }
 
     /// The column of landing tables that lets its INSERTs in.
@@ -115,76 +119,76 @@ impl Warehouse {
         self.ensure_bootstrap().await?;
         match Fence::of_create(&self.show_identities().await?)? {
             Some(fence) => Ok(fence),
-            // The table has been replaced by a copy since.
-            None => self.add_fence().await,
+            // The database is of a build without fences, or the table was replaced by a copy.
+            None => self.renew_fence(None, false).await,
         }
     }
 
+    /// How ClickHouse made the table of identities: its UUID and its comment are there.
     pub(super) async fn show_identities(&self) -> Result<String, Error> {
         let sql = format!("SHOW CREATE TABLE {} SETTINGS show_table_uuid_in_table_create_query_if_not_nil = 1", self.table("identities"));
         self.query(&sql).one().await
     }
 
-    /// Gives a database of a build without fences one, which nothing was decided under yet.
-    pub(super) async fn add_fence(&self) -> Result<Fence, Error> {
-        if let Some(fence) = Fence::of_create(&self.show_identities().await?)? {
-            return Ok(fence);
+    /// Says a fence that nothing was decided under yet, unless another was said meanwhile.
+    async fn renew_fence(&self, now: Option<Fence>, is_purging: bool) -> Result<Fence, Error> {
+        let fence = Fence { is_purging, ..Fence::new() };
+        self.add_fence(fence).await?;
+        match Fence::of_create(&self.show_identities().await?)? {
+            Some(said) if Some(said) != now => Ok(said),
+            _ => self.say(fence).await.map(|()| fence),
         }
-        let fence = Fence { is_purging: false, ..Fence::of_purge() };
-        self.change_landings(&format!("ADD COLUMN IF NOT EXISTS {}", fence.definition())).await?;
-        self.say(fence).await?;
-        Ok(fence)
     }
 
-    /// Gives landing tables the column of the fence that is said, should one lack it and so take no events: restored from a backup of
-    /// another day, perhaps. For the one operator that leads: what a purge drops meanwhile would come back. A purge mends by itself.
+    /// Says a new fence, should a landing table lack the column of the one that is said, and so take no events (restored from a backup of
+    /// another day, made by a gateway of an older build), or a purge have been given up. For the one operator that leads.
     ///
     /// # Errors
     /// See [`Error`].
     pub async fn mend_fence(&self) -> Result<(), Error> {
+        // A purge mends by itself.
         let Ok(_one) = self.purging.try_lock() else { return Ok(()) };
         let fence = self.fence().await?;
-        let with = self.columns_of_landings().await?;
-        let lacking = self.landing_tables().await?.into_iter().filter(|table| !with.contains(&(table.clone(), fence.column())));
-        for table in lacking {
-            tracing::warn!(
-                table,
-                "a landing table did not take events, for it has not the column of the fence that identities says: it is added"
-            );
-            self.change_landing(&table, &format!("ADD COLUMN IF NOT EXISTS {}", fence.definition())).await?;
+        let is_given_up = fence.is_purging && !self.is_removing_claims().await?;
+        let is_everywhere = self.is_everywhere(fence).await?;
+        if is_everywhere && !is_given_up {
+            return Ok(());
         }
-        Ok(())
+        if !is_everywhere {
+            tracing::warn!(
+                "landing tables did not take events, for they did not know the fence that identities says: there is a new one now"
+            );
+        }
+        self.renew_fence(Some(fence), fence.is_purging && !is_given_up).await.map(drop)
     }
 
-    /// Lets no event in any more that was decided on until now, and waits until none is on its way. One purge at a time.
-    pub(super) async fn shut_out(&self) -> Result<ShutOut, Error> {
-        let fence = Fence::of_purge();
-        self.change_landings(&format!("ADD COLUMN IF NOT EXISTS {}", fence.definition())).await?;
+    /// Lets no event in any more that was decided on until now, and waits until none is on its way. One purge at a time in a process.
+    pub(super) async fn shut_out(&self, deadline: Duration) -> Result<ShutOut, Error> {
+        let fence = Fence { is_purging: true, ..Fence::new() };
+        self.add_fence(fence).await?;
         // Before anybody reads the new fence: its claims stay.
         let last_claims = self.last_claims().await?;
         // Listed after the claims: whatever any of these was decided under is among them.
-        let columns = self.columns_of_landings().await?.into_iter().map(|(_, column)| column);
-        let mut old: Vec<String> = columns.filter(|column| *column != fence.column()).collect();
-        old.sort_unstable();
-        old.dedup();
+        let old = self.columns_of_landings().await?.into_iter().filter(|column| *column != fence.column());
+        let drop: Vec<String> = old.map(|column| format!("DROP COLUMN IF EXISTS {}", identifier(&column))).collect();
         self.say(fence).await?;
         tokio::time::sleep(GRACE).await;
-        // A table that is made from now on has no old column, and those that are being made by now are waited for. One may lack the new one.
-        let drop: String = old.iter().map(|column| format!(", DROP COLUMN IF EXISTS {}", identifier(column))).collect();
-        let change = format!("ADD COLUMN IF NOT EXISTS {}{drop}", fence.definition());
-        self.change_landing(&self.topology().stored(COMPLETED), &change).await?;
-        self.await_named(LANDING, STATEMENTS_END).await?;
-        self.change_landings(&change).await?;
-        self.await_named(INSERT, STATEMENTS_END).await?;
+        // Else what another purge has said would be dropped.
+        self.still_says(fence).await?;
+        if !drop.is_empty() {
+            self.change_landings(&drop.join(", "), false).await?;
+        }
+        self.await_named(INSERT, deadline).await?;
+        self.still_says(fence).await?;
         Ok(ShutOut { fence, last_claims })
     }
 
-    /// Makes sure that no other purge has begun since.
+    /// Makes sure that no other purge has begun since, and that INSERTs are let in.
     pub(super) async fn still_says(&self, fence: Fence) -> Result<(), Error> {
-        match self.fence().await? {
-            now if now == fence => Ok(()),
-            _ => Err(Error::Unavailable("another purge has begun meanwhile: this one begins anew".to_owned())),
+        if self.is_everywhere(fence).await? {
+            return Ok(());
         }
+        Err(Error::Unavailable("another purge has begun, or a landing table was restored: this purge begins anew".to_owned()))
     }
 
     /// Says that a purge has ended.
@@ -198,71 +202,105 @@ impl Warehouse {
         self.run_ddl(&format!("ALTER TABLE {}{on} MODIFY COMMENT {}", self.table("identities"), literal(&fence.comment()))).await
     }
 
-    /// The number of the last INSERT of claims that each server has given out.
-    async fn last_claims(&self) -> Result<Vec<LastClaims>, Error> {
-        let topology = self.topology();
-        let (parts, table) = (
-            if topology.on_cluster().is_empty() { "system.parts".to_owned() } else { topology.system("parts") },
-            topology.stored("identities"),
+    /// Whether all servers say a fence, and all landing tables know it.
+    async fn is_everywhere(&self, fence: Fence) -> Result<bool, Error> {
+        let said = format!(
+            "SELECT DISTINCT comment FROM {} WHERE database = {{database:String}} AND name = 'identities'",
+            self.topology().system("tables")
         );
-        let sql = format!(
-            "SELECT toString(serverUUID()) AS server, toUInt64(max(max_block_number)) FROM {parts} \
-             WHERE database = {{database:String}} AND table = {{table:String}} AND active GROUP BY server"
+        let said: Vec<String> = self.query(&said).bind("database", self.database()).rows().await?;
+        let with = format!(
+            "SELECT table, count() FROM {} WHERE database = {{database:String}} AND name = {{column:String}} GROUP BY table ORDER BY table",
+            self.topology().system("columns")
         );
-        let each =
-            self.query_each(&sql).map(|query| query.bind("database", self.database()).bind("table", &*table).rows::<(String, u64)>());
-        let found = try_join_all(each).await?;
-        // Of several servers that are each asked there is an answer each, in their order.
-        if topology.on_cluster().is_empty() {
-            let of_each = |rows: Vec<(String, u64)>| rows.into_iter().next().map_or((String::new(), 0), |row| row);
-            return Ok(found.into_iter().map(of_each).map(|(server, last)| LastClaims { server, last }).collect());
-        }
-        Ok(found.into_iter().flatten().map(|(server, last)| LastClaims { server, last }).collect())
+        let with = self.query(&with).bind("database", self.database()).bind("column", fence.column()).rows::<(String, u64)>().await?;
+        Ok(said == [fence.comment()] && with == self.landing_tables().await?)
     }
 
-    /// Names of landing tables, on all servers: those in front of a cluster's, too.
-    async fn landing_tables(&self) -> Result<Vec<String>, Error> {
+    /// Whether claims are being removed, on any server.
+    async fn is_removing_claims(&self) -> Result<bool, Error> {
         let sql = format!(
-            "SELECT DISTINCT name FROM {} WHERE database = {{database:String}} AND engine IN ('Null', 'Distributed') \
-             AND (startsWith(name, 'landing_') OR name IN {{completed:Array(String)}}) ORDER BY name",
+            "SELECT count() > 0 FROM {} WHERE database = {{database:String}} AND table = {{table:String}} AND NOT is_done",
+            self.topology().system("mutations")
+        );
+        let table = self.topology().stored("identities");
+        self.query(&sql).bind("database", self.database()).bind("table", &*table).one::<bool>().await
+    }
+
+    /// The number of the last INSERT of claims that each server has given out.
+    async fn last_claims(&self) -> Result<Vec<LastClaims>, Error> {
+        let (topology, table) = (self.topology(), self.topology().stored("identities"));
+        let last = |parts: &str| {
+            format!(
+                "SELECT toString(serverUUID()) AS server, toUInt64(max(max_block_number)) FROM {parts} \
+                 WHERE database = {{database:String}} AND table = {{table:String}} AND active GROUP BY server"
+            )
+        };
+        if !topology.on_cluster().is_empty() {
+            let all = self.query(&last(&topology.system("parts"))).bind("database", self.database()).bind("table", &*table);
+            return Ok(all.rows::<(String, u64)>().await?.into_iter().map(|(server, last)| LastClaims { server, last }).collect());
+        }
+        // Each that is told to remove some is asked, in their order.
+        let sql = last("system.parts");
+        let each =
+            self.query_each(&sql).map(|query| query.bind("database", self.database()).bind("table", &*table).rows::<(String, u64)>());
+        let found = try_join_all(each).await?.into_iter();
+        let of_each = found.map(|rows| rows.into_iter().next().unwrap_or_default());
+        Ok(of_each.map(|(server, last)| LastClaims { server, last }).collect())
+    }
+
+    /// Names of landing tables, those in front of a cluster's, too, and how many servers have each.
+    async fn landing_tables(&self) -> Result<Vec<(String, u64)>, Error> {
+        let sql = format!(
+            "SELECT name, count() FROM {} WHERE database = {{database:String}} AND engine IN ('Null', 'Distributed') \
+             AND (startsWith(name, 'landing_') OR name IN {{completed:Array(String)}}) GROUP BY name ORDER BY name",
             self.topology().system("tables")
         );
         let completed = [COMPLETED.to_owned(), self.topology().stored(COMPLETED)];
         self.query(&sql).bind("database", self.database()).bind("completed", completed.as_slice()).rows().await
     }
 
-    /// Which landing table has which columns of fences, on any server.
-    async fn columns_of_landings(&self) -> Result<Vec<(String, String)>, Error> {
+    /// Columns of fences that any landing table has on any server.
+    async fn columns_of_landings(&self) -> Result<Vec<String>, Error> {
         let sql = format!(
-            "SELECT DISTINCT table, name FROM {} WHERE database = {{database:String}} AND startsWith(name, {{prefix:String}})",
+            "SELECT DISTINCT name FROM {} WHERE database = {{database:String}} AND startsWith(name, {{prefix:String}}) ORDER BY name",
             self.topology().system("columns")
         );
         self.query(&sql).bind("database", self.database()).bind("prefix", PREFIX).rows().await
     }
 
-    /// Changes all landing tables: first that which others are made like.
-    async fn change_landings(&self, change: &str) -> Result<(), Error> {
-        let first = self.topology().stored(COMPLETED);
-        self.change_landing(&first, change).await?;
-        let mut tables = self.landing_tables().await?;
-        if *self.topology() != Topology::Single {
-            // Who made one may have been cut off before all servers had it.
-            let mut names: Vec<&str> = tables.iter().map(|table| table.strip_suffix(LOCAL).unwrap_or(table)).collect();
-            names.dedup();
-            for table in names {
-                self.run_all_ddl(&schema::create_landing(self.topology(), self.database(), table)).await?;
-            }
-            tables = self.landing_tables().await?;
-        }
-        tables.retain(|table| *table != first);
-        for some in tables.chunks(AT_ONCE) {
-            try_join_all(some.iter().map(|table| self.change_landing(table, change))).await?;
-        }
-        Ok(())
+    async fn add_fence(&self, fence: Fence) -> Result<(), Error> {
+        self.change_landings(&format!("ADD COLUMN IF NOT EXISTS {}", fence.definition()), true).await
     }
 
-    async fn change_landing(&self, table: &str, change: &str) -> Result<(), Error> {
-        self.run_ddl(&format!("ALTER TABLE {}{} {change}", self.table(table), self.topology().on_cluster())).await
+    /// Changes all landing tables: first that which others are made like, and when those are made that were begun before, all that there are.
+    async fn change_landings(&self, change: &str, is_added: bool) -> Result<(), Error> {
+        self.change_some(&[COMPLETED.to_owned()], change, is_added).await?;
+        self.await_named(LANDING, STATEMENTS_END).await?;
+        let tables = self.landing_tables().await?.into_iter();
+        let mut names: Vec<String> = tables.map(|(table, _)| table.strip_suffix(LOCAL).unwrap_or(&table).to_owned()).collect();
+        names.dedup();
+        names.retain(|name| name != COMPLETED);
+        if *self.topology() != Topology::Single {
+            // Who made one may have been cut off before all servers had it.
+            for name in &names {
+                self.run_all_ddl(&schema::create_landing(self.topology(), self.database(), name)).await?;
+            }
+        }
+        self.change_some(&names, change, is_added).await
+    }
+
+    async fn change_some(&self, names: &[String], change: &str, is_added: bool) -> Result<(), Error> {
+        let (topology, on) = (self.topology(), self.topology().on_cluster());
+        let stored: &[String] = &names.iter().map(|name| topology.stored(name)).collect::<Vec<_>>();
+        let front: &[String] = if *topology == Topology::Single { &[] } else { names };
+        for tables in if is_added { [stored, front] } else { [front, stored] } {
+            for some in tables.chunks(AT_ONCE) {
+                let statements: Vec<String> = some.iter().map(|table| format!("ALTER TABLE {}{on} {change}", self.table(table))).collect();
+                try_join_all(statements.iter().map(|statement| self.run_ddl(statement))).await?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -275,7 +313,7 @@ mod tests {
 
     #[test]
     fn a_fence_is_what_its_comment_says() {
-        for fence in [Fence::FIRST, Fence::of_purge(), Fence { is_purging: false, ..Fence::of_purge() }] {
+        for fence in [Fence::FIRST, Fence::new(), Fence { is_purging: true, ..Fence::new() }] {
             let create =
                 format!("CREATE TABLE d.identities\n(\n `id` UInt128 COMMENT 'one'\n)\nENGINE = MergeTree\nCOMMENT '{}'", fence.comment());
             assert_eq!(Fence::of_create(&create).unwrap(), Some(fence));

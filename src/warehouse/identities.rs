@@ -33,6 +33,8 @@ pub struct Claim {
     pub key: StoredKey,
     /// How many there are of the identity, this one among them.
     pub count: u32,
+    /// Whether they all have this key.
+    pub has_one_key: bool,
     /// Number of its INSERT.
     pub block: u64,
 }
@@ -111,6 +113,8 @@ struct Part {
 const SERVER: &str = "hostName() AS server, toInt64(toUnixTimestamp(now())) - toInt64(uptime()) AS started_s";
 /// Most parts of the table of identities that are listed: ClickHouse takes no more INSERTs long before.
 const MOST_PARTS: usize = 100_000;
+/// Start of the `query_id` of every statement that claims identities.
+pub const CLAIMS: &str = "kubemeter-identities";
 /// How long such statements are waited for: whoever posts waits, too.
 const COMPLETING: Duration = Duration::from_secs(5);
 /// Identities of one parameter: 39 digits and a comma each stay below [`super::client::PARAM_BYTES`].
@@ -265,11 +269,12 @@ impl Warehouse {
                 Entry::Occupied(mut known) => {
                     let claim = known.get_mut();
                     claim.count = claim.count.saturating_add(1);
+                    claim.has_one_key &= claim.key == key;
                     if (block, &key) < (claim.block, &claim.key) {
                         (claim.block, claim.key) = (block, key);
                     }
                 }
-                Entry::Vacant(none) => drop(none.insert(Claim { key, count: 1, block })),
+                Entry::Vacant(none) => drop(none.insert(Claim { key, count: 1, has_one_key: true, block })),
             }
         }
         Ok(first)

@@ -22,7 +22,7 @@ mod topology;
 pub use begun::Begun;
 pub use client::{Error, Insert, Query, Rows, Warehouse, WarehouseOptions};
 pub use fence::Fence;
-pub use identities::{Claim, Identities, IdentityPart, IdentityTable, StoredKey};
+pub use identities::{CLAIMS, Claim, Identities, IdentityPart, IdentityTable, StoredKey};
 pub use listings::{EventRecord, RejectRecord};
 pub use tables::{BACKFILL, insert_name};
 pub use topology::{Cluster, Topology};

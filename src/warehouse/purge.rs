@@ -6,7 +6,8 @@
 use std::time::Duration;
 
 use super::fence::{LastClaims, ShutOut};
-use super::row::VERSION_MARK;
+use super::identities::CLAIMS;
+use super::row::{IDENTITY_COLUMNS, VERSION_MARK};
 use super::schema::TableNote;
 use super::select::NIL;
 use super::sql::literal;
@@ -19,21 +20,25 @@ const OF_SUBJECTS: &str = "namespace = {namespace:String} AND subject IN {subjec
 impl Warehouse {
     /// Removes a namespace's events of some subjects from every table, retained meter tables included.
     ///
-    /// 1. Events that were decided on before are shut out ([`super::fence`]): those that come from now on are those of another claim.
+    /// 1. Events that were decided on before are shut out ([`super::fence`]).
     /// 2. From `events`, until nothing that read them before still writes: a cancellation or a backfill would put them back.
     ///    Whatever writes an event later than that leaves it in `events`.
     /// 3. From the Meters' tables, and then all that there is besides.
-    /// 4. What is in `events` after all came meanwhile, and may have been removed from a Meter's table: it is written again as `events`
-    ///    has it.
+    /// 4. What is in `events` after all came meanwhile, or was written again by a statement that had read it before: nothing removes it any
+    ///    more. It is claimed anew, and then claims from before the purge are removed.
+    /// 5. It may have been removed from a Meter's table: it is written again as `events` has it.
     ///
     /// It may be cut off anywhere, and begun anew.
     ///
     /// # Errors
     /// See [`Error`].
     pub async fn purge(&self, namespace: &str, subjects: &[&str], deadline: Duration) -> Result<(), Error> {
+        if subjects.is_empty() {
+            return Ok(());
+        }
         let all = || subjects.chunks(SUBJECTS);
         let _one = self.purging.lock().await;
-        let ShutOut { fence, last_claims } = self.shut_out().await?;
+        let ShutOut { fence, last_claims } = self.shut_out(deadline).await?;
         // A cancellation that has read an event writes it, and then writes it again.
         for _ in 0..3 {
             for subjects in all() {
@@ -57,11 +62,25 @@ impl Warehouse {
             for table in ["cancelled_events", "rejects"] {
                 self.delete(table, OF_SUBJECTS, namespace, subjects, deadline).await?;
             }
+            self.claim_stored(namespace, subjects, deadline).await?;
             self.still_says(fence).await?;
             self.delete_claims(&last_claims, namespace, subjects, deadline).await?;
+            // Who began before the Meters' tables were cleared may have a row there that was removed, and none in `events` yet.
+            self.await_named(INSERT, deadline).await?;
             self.keep_whole(namespace, subjects, deadline).await?;
         }
         self.let_in(fence).await
+    }
+
+    /// Claims what `events` has of some subjects once more, for the keys that it has there.
+    async fn claim_stored(&self, namespace: &str, subjects: &[&str], deadline: Duration) -> Result<(), Error> {
+        self.on_every_replica("events").await?;
+        let sql = format!(
+            "INSERT INTO {} ({IDENTITY_COLUMNS}) SELECT DISTINCT {IDENTITY_COLUMNS} FROM {} WHERE {OF_SUBJECTS}",
+            self.table("identities"),
+            self.table("events")
+        );
+        self.query(&sql).bind("namespace", namespace).bind("subjects", subjects).within(deadline).named(CLAIMS).run().await
     }
 
     /// Removes claims that were `last` or earlier.
@@ -93,7 +112,6 @@ impl Warehouse {
         if types.is_empty() {
             return Ok(());
         }
-        self.on_every_replica("identities").await?;
         let note = format!(
             "INSERT INTO {cancelled} (namespace, cancellation, type, subject, time, id) \
              SELECT namespace, cancellation, type, subject, time, id FROM {events} FINAL WHERE {OF_SUBJECTS} AND cancellation != {NIL}"

@@ -14,7 +14,7 @@ use clickhouse::Client;
 use futures::future::try_join_all;
 use tokio::time::Instant;
 
-use super::identities::Claim;
+use super::identities::{CLAIMS, Claim};
 use super::tables::refused;
 use super::topology::Cluster;
 use super::{Error, Warehouse};
@@ -96,7 +96,7 @@ impl Warehouse {
         // Listed before the INSERTs that hold them are waited for. A lock outlives its INSERT only if that broke; its server's
         // session with Keeper then ends it.
         let pending = self.pending_claims().await?;
-        self.await_named("kubemeter-identities", SETTLE).await?;
+        self.await_named(CLAIMS, SETTLE).await?;
         let mut pause = Duration::from_millis(2);
         while !pending.is_empty() && !self.pending_claims().await?.is_disjoint(&pending) {
             if Instant::now() > deadline {

@@ -66,12 +66,8 @@ impl Warehouse {
         self.make_missing(&schema::bootstrap(self.topology(), self.database())).await?;
         self.check_identities().await?;
         self.add_cancellation_columns().await?;
-        let comment = "SELECT comment FROM system.tables WHERE database = {database:String} AND name = {name:String}";
-        let comment = async |name| self.query(comment).bind("database", self.database()).bind("name", name).one::<String>().await;
-        if comment("identities").await?.is_empty() {
-            self.add_fence().await?;
-        }
-        let comment = comment("events").await?;
+        let comment = "SELECT comment FROM system.tables WHERE database = {database:String} AND name = 'events'";
+        let comment: String = self.query(comment).bind("database", self.database()).one().await?;
         let landings = Landings::of_comment(&comment).ok_or_else(|| {
             let events = self.table("events");
             Error::Refused(format!(

@@ -36,6 +36,11 @@ fn sent(time: &str) -> Value {
     event("e", "t", "s", time, json!({}))
 }
 
+/// Posts events again until they are taken: what a gateway knows of fences it read during a purge, perhaps.
+async fn let_in(lab: &Lab, events: &Value) {
+    eventually("it is let in", async || lab.post(events).await.ok()).await;
+}
+
 async fn forget_event(lab: &Lab) {
     lab.warehouse.run_ddl(&format!("ALTER TABLE {} DELETE WHERE event_id = 'e'", lab.warehouse.table("events"))).await.unwrap();
 }
@@ -145,8 +150,7 @@ async fn a_purge_waits_for_an_insert_that_was_let_in() {
     assert_eq!(posted.unwrap().accepted, 1);
     assert_eq!(lab.number("count").await, "0", "it came before the purge");
     // What the gateway knows of fences it read before the purge, perhaps.
-    let again = sent(LATER);
-    eventually("it is let in", async || lab.post(&again).await.ok()).await;
+    let_in(&lab, &sent(LATER)).await;
     assert_eq!(lab.number("count").await, "1");
 }
 
@@ -167,7 +171,7 @@ async fn a_purge_leaves_claims_that_came_since_it_began() {
             remove.send(()).unwrap();
         };
         tokio::join!(purge(&purging), claimed);
-        other.post(&sent(LATER)).await.unwrap();
+        let_in(&other, &sent(LATER)).await;
         land.send(()).unwrap();
     };
     let (posted, ()) = tokio::join!(posted, purged);
@@ -190,12 +194,12 @@ async fn what_is_completed_while_a_purge_runs_is_claimed_anew() {
         remove.send(()).unwrap();
     };
     tokio::join!(purge(&purging), completed);
-    other.post(&sent("2026-06-04T05:06:07Z")).await.unwrap();
+    let_in(&other, &sent("2026-06-04T05:06:07Z")).await;
     counts_once(&lab).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_completed_while_a_purge_runs_takes_the_claim_that_is_first_by_then() {
+async fn what_is_completed_while_a_purge_runs_gives_way_to_who_claimed_it_meanwhile() {
     let (way, purging_way) = (Way::that_refuses(BEGINS_WITH), Way::default());
     let lab = without_begun(&way, &new_database()).await;
     let (purging, other) = (by(&purging_way, &lab).await, by(&Way::default(), &lab).await);
@@ -204,7 +208,7 @@ async fn what_is_completed_while_a_purge_runs_takes_the_claim_that_is_first_by_t
     let ((removes, remove), (comes, go)) = (purging_way.hold(Asked::Removal), way.hold(Asked::Claims));
     let completed = async {
         removes.await.unwrap();
-        lab.post(&sent("2026-06-04T05:06:07Z")).await.unwrap();
+        lab.post(&sent("2026-06-04T05:06:07Z")).await
     };
     let purged = async {
         // Its claim is on the way when the first one goes.
@@ -213,10 +217,100 @@ async fn what_is_completed_while_a_purge_runs_takes_the_claim_that_is_first_by_t
             remove.send(()).unwrap();
         };
         tokio::join!(purge(&purging), claims);
-        other.post(&sent(LATER)).await.unwrap();
+        let_in(&other, &sent(LATER)).await;
         go.send(()).unwrap();
     };
-    tokio::join!(completed, purged);
+    let (posted, ()) = tokio::join!(completed, purged);
+    assert!(matches!(posted.unwrap_err(), Error::Unavailable { .. }), "its claims have two keys");
+    let_in(&lab, &sent("2026-06-04T05:06:07Z")).await;
+    counts_once(&lab).await;
+}
+
+/// Of claims with different keys nobody knows which will be the first when the purge has removed those from before it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_has_claims_of_two_keys_waits_until_the_purge_has_ended() {
+    let purging_way = Way::default();
+    let lab = without_begun(&Way::that_refuses(BEGINS_WITH), &new_database()).await;
+    let purging = by(&purging_way, &lab).await;
+    lab.post(&sent(TIME)).await.unwrap();
+    forget_event(&lab).await;
+    let (removes, remove) = purging_way.hold(Asked::Removal);
+    let posted = async {
+        removes.await.unwrap();
+        let identities = lab.warehouse.table("identities");
+        // As of a gateway that had not heard of the first claim.
+        let claim = format!(
+            "INSERT INTO {identities} SELECT id, namespace, type, subject, time + INTERVAL 1 DAY FROM {identities} WHERE subject = 's' LIMIT 1"
+        );
+        lab.warehouse.run_ddl(&claim).await.unwrap();
+        let both = json!([sent(LATER), event("other", "t", "other", TIME, json!({}))]);
+        let one = event("alone", "t", "other", TIME, json!({}));
+        let (alone, refused) = tokio::join!(lab.post(&one), lab.post(&both));
+        assert!(matches!(refused.unwrap_err(), Error::Unavailable { .. }));
+        assert_eq!(alone.unwrap().accepted, 1, "others of its round are told nothing");
+        remove.send(()).unwrap();
+    };
+    tokio::join!(purge(&purging), posted);
+    assert_eq!(lab.number("count").await, "2");
+    let both = json!([sent(LATER), event("other", "t", "other", TIME, json!({}))]);
+    let_in(&lab, &both).await;
+    assert_eq!(lab.number("count").await, "3");
+    let keys = format!("SELECT uniqExact(subject, time) FROM {} WHERE event_id = 'e'", lab.warehouse.table("events"));
+    assert_eq!(lab.warehouse.query(&keys).one::<u64>().await.unwrap(), 1, "one identity, one key");
+}
+
+/// What was stored from before by a statement that had read it keeps a claim.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_written_again_while_a_purge_runs_is_claimed() {
+    let purging_way = Way::default();
+    let lab = without_begun(&Way::that_refuses(BEGINS_WITH), &new_database()).await;
+    let purging = by(&purging_way, &lab).await;
+    lab.post(&sent(TIME)).await.unwrap();
+    let (events, kept) = (lab.warehouse.table("events"), lab.warehouse.table("kept"));
+    for sql in [format!("CREATE TABLE {kept} AS {events}"), format!("INSERT INTO {kept} SELECT * FROM {events} WHERE event_id = 'e'")] {
+        lab.warehouse.run_ddl(&sql).await.unwrap();
+    }
+    let (stored, store) = purging_way.hold(Asked::Claims);
+    let put_back = async {
+        // When `events` was cleared for the last time, and before the purge claims what is there.
+        stored.await.unwrap();
+        lab.warehouse.run_ddl(&format!("INSERT INTO {events} SELECT * FROM {kept}")).await.unwrap();
+        store.send(()).unwrap();
+    };
+    tokio::join!(purge(&purging), put_back);
+    let_in(&lab, &sent(LATER)).await;
+    counts_once(&lab).await;
+}
+
+/// An INSERT may have its row in a Meter's table, from where it is removed, and none in `events` yet.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_purge_waits_for_inserts_that_began_before_it_cleared_tables() {
+    let (way, purging_way) = (Way::default(), Way::default());
+    let lab = lab(&way).await;
+    let purging = by(&purging_way, &lab).await;
+    let (removes, remove) = purging_way.hold(Asked::Removal);
+    let has_purged = AtomicBool::new(false);
+    let first = sent(TIME);
+    let purged = async {
+        purge(&purging).await;
+        has_purged.store(true, Ordering::SeqCst);
+    };
+    let waited = async {
+        removes.await.unwrap();
+        let (comes, go) = way.hold(Asked::Look);
+        let goes_on = async {
+            comes.await.unwrap();
+            assert!(way.has_begun());
+            remove.send(()).unwrap();
+            let waits = async || (has_purged.load(Ordering::SeqCst) || purging_way.has_purge_that_waits()).then_some(());
+            eventually("the purge waits, or doesn't", waits).await;
+            assert!(!has_purged.load(Ordering::SeqCst), "it waits for what runs");
+            go.send(()).unwrap();
+        };
+        way.forget();
+        tokio::join!(lab.post(&first), goes_on).0.unwrap();
+    };
+    tokio::join!(purged, waited);
     counts_once(&lab).await;
 }
 
@@ -243,15 +337,14 @@ async fn claims_of_what_can_not_be_stored_while_a_purge_runs_are_bounded() {
         remove.send(()).unwrap();
     };
     tokio::join!(purge(&purging), posted);
-    lab.post(&sent(TIME)).await.unwrap();
+    let_in(&lab, &sent(TIME)).await;
     lab.post(&sent(LATER)).await.unwrap();
     assert_eq!(lab.number("count").await, "1");
 }
 
 /// Events of others come meanwhile, and nobody is told anything of it.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn gateways_that_answer_go_on_while_subjects_are_purged() {
-    let lab = Arc::new(Lab::new());
+async fn gateways_go_on(lab: Lab) {
+    let lab = Arc::new(lab);
     lab.meter("count", spec("t", Aggregation::Count, None, &[])).await;
     let gateways = [lab.another_gateway(), lab.another_gateway()];
     let has_purged = AtomicBool::new(false);
@@ -274,6 +367,16 @@ async fn gateways_that_answer_go_on_while_subjects_are_purged() {
     let ((), often, seldom) = tokio::join!(purged, post(0, Duration::from_millis(1)), post(1, Duration::from_millis(900)));
     assert!(often > seldom && seldom > 2, "{often} {seldom}");
     assert_eq!(lab.number("count").await, (often + seldom).to_string());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn gateways_that_answer_go_on_while_subjects_are_purged() {
+    gateways_go_on(Lab::on(ClickHouse::shared().url())).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn gateways_of_shards_go_on_while_subjects_are_purged() {
+    gateways_go_on(Lab::on_shards(ClickHouse::shared_shards())).await;
 }
 
 /// Gateways and purges whose statements are held up for longer than a purge waits for gateways, or cut off, at random; purges that end in the
@@ -319,8 +422,13 @@ async fn whatever_is_held_up_or_cut_off_while_subjects_are_purged_every_event_co
     assert!(came > 5, "{came} events came");
     let post_all = async |month: usize| {
         let all: Value = (0..came).map(|n| sent(n, month)).collect();
-        eventually("all are let in", async || second.post(&all).await.ok()).await;
+        let_in(second, &all).await;
     };
+    eventually("the purges are taken for ended", async || {
+        purging.warehouse.mend_fence().await.unwrap();
+        (!first.warehouse.fence().await.unwrap().is_purging).then_some(())
+    })
+    .await;
     post_all(10).await;
     for lab in [first, second] {
         assert_eq!(lab.number("count").await, came.to_string(), "seed {seed}");
@@ -340,13 +448,41 @@ async fn purges_of_two_processes_at_a_time_leave_tables_that_take_events() {
     let lab = Lab::new();
     lab.meter("count", spec("t", Aggregation::Count, None, &[])).await;
     let purge_until_done = async |purging: &Lab| {
-        eventually("a purge ends", async || purging.warehouse.purge(NAMESPACE, &["s"], Duration::from_secs(60)).await.ok()).await;
+        while purging.warehouse.purge(NAMESPACE, &["s"], Duration::from_secs(60)).await.is_err() {
+            // Not both at the same time again.
+            tokio::time::sleep(Duration::from_millis(fastrand::u64(0..9_000))).await;
+        }
     };
     let others = [by(&Way::default(), &lab).await, by(&Way::default(), &lab).await];
     tokio::join!(purge_until_done(&others[0]), purge_until_done(&others[1]));
-    let first = sent(TIME);
-    eventually("it is let in", async || lab.post(&first).await.ok()).await;
+    let_in(&lab, &sent(TIME)).await;
     assert_eq!(lab.number("count").await, "1");
+    assert!(!lab.warehouse.fence().await.unwrap().is_purging);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_purge_of_nothing_says_nothing() {
+    let lab = Lab::new();
+    lab.warehouse.ensure_bootstrap().await.unwrap();
+    let before = lab.warehouse.fence().await.unwrap();
+    lab.warehouse.purge(NAMESPACE, &[], Duration::from_secs(60)).await.unwrap();
+    assert_eq!(lab.warehouse.fence().await.unwrap(), before);
+}
+
+/// Until then what was claimed and not stored would be claimed again and again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_purge_that_was_given_up_is_taken_for_ended_by_the_operator() {
+    let purging_way = Way::default();
+    let lab = Lab::new();
+    let meter = lab.meter("count", spec("t", Aggregation::Count, None, &[])).await;
+    let purging = by(&purging_way, &lab).await;
+    let (removes, _remove) = purging_way.hold(Asked::Removal);
+    tokio::select! {
+        () = purge(&purging) => panic!("it is held up"),
+        came = removes => came.unwrap(),
+    }
+    assert!(lab.warehouse.fence().await.unwrap().is_purging);
+    Reconciler::new(lab.warehouse.clone()).meter(&meter).await.unwrap();
     assert!(!lab.warehouse.fence().await.unwrap().is_purging);
 }
 

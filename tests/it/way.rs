@@ -102,6 +102,7 @@ impl Way {
                 line if line.contains("INSERT+INTO") && line.contains("landing_") => Some(Asked::Landing),
                 line if line.contains("INSERT+INTO") && line.contains("completed") => Some(Asked::Completed),
                 line if line.contains("INSERT+INTO") && line.contains("identities") => Some(Asked::Claims),
+                _ if text.contains("INSERT INTO") && text.contains("SELECT DISTINCT id") => Some(Asked::Claims),
                 _ if text.contains("AS least") => Some(Asked::Look),
                 _ if text.contains("SHOW CREATE") && text.contains("identities") => Some(Asked::Table),
                 _ if text.contains("AS time_ms, _block_number AS block") => Some(Asked::Keys),
