@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
@@ -74,36 +74,13 @@ impl Job {
         Running { task: AbortOnDropHandle::new(tokio::spawn(async move { self.run(&report).await })), progress }
     }
 
-    /// What comes while events are copied ahead is copied ahead, too, as long as that takes ever less time: a view makes INSERTs slower.
-    async fn run(mut self, report: &watch::Sender<BackfillProgress>) -> Result<(), Error> {
-        let mut last = Duration::MAX;
-        loop {
-            let began = Instant::now();
-            self.copy(report).await?;
-            let TableState::Ahead(_) = self.note.state else {
-                return self.note(TableNote { state: TableState::Live, ..self.note.clone() }).await;
-            };
-            let (before, took) = (self.before(), began.elapsed());
-            let now = self.warehouse.stored_before().await?.filter(|now| now.is_same_run(before) && now.block > before.block);
-            let (Some(now), true) = (now, took < last / 4 * 3) else { return self.end_ahead(before).await };
-            self.note = TableNote { state: TableState::Ahead(0), before: Some(now), copied: Some(before.block), ..self.note };
-            self.note(self.note.clone()).await?;
-            (self.after, last) = (0, took);
-        }
-    }
-
-    /// What was stored before the table had a view. Of what nobody knows when it was stored, all may have come by the view.
-    fn before(&self) -> StoredBefore {
-        self.note.before.unwrap_or(StoredBefore { block: 0, started_s: 0 })
-    }
-
-    /// Copies what is noted, month by month.
-    async fn copy(&self, report: &watch::Sender<BackfillProgress>) -> Result<(), Error> {
+    async fn run(&self, report: &watch::Sender<BackfillProgress>) -> Result<(), Error> {
         let months = self.warehouse.months_of(&self.note.namespace, &self.event_type).await?;
-        let before = self.before();
+        // Of what nobody knows when it was stored, all may have come by the view.
+        let before = self.note.before.unwrap_or(StoredBefore { block: 0, started_s: 0 });
         let months_total = i64::try_from(months.len()).unwrap_or(i64::MAX);
         let is_ahead = matches!(self.note.state, TableState::Ahead(_));
-        let (copied, until) = (self.note.copied.unwrap_or(0), if is_ahead { before.block } else { u64::MAX });
+        let (copied, until) = if is_ahead { (0, before.block) } else { (self.note.copied.unwrap_or(0), u64::MAX) };
         for (number, month) in (0..).zip(&months) {
             // What came while the most was copied is a small rest.
             let months_done = if copied > 0 { months_total } else { number };
@@ -116,7 +93,10 @@ impl Job {
                 self.note(TableNote { state, ..self.note.clone() }).await?;
             }
         }
-        Ok(())
+        if is_ahead {
+            return self.end_ahead(before).await;
+        }
+        self.note(TableNote { state: TableState::Live, ..self.note.clone() }).await
     }
 
     /// Notes what was copied ahead, and what can't come by the view that is made next: all that is stored by now.
