@@ -291,10 +291,8 @@ impl Warehouse {
     }
 
     async fn change_some(&self, names: &[String], change: &str, is_added: bool) -> Result<(), Error> {
-        let (topology, on) = (self.topology(), self.topology().on_cluster());
-        let stored: &[String] = &names.iter().map(|name| topology.stored(name)).collect::<Vec<_>>();
-        let front: &[String] = if *topology == Topology::Single { &[] } else { names };
-        for tables in if is_added { [stored, front] } else { [front, stored] } {
+        let on = self.topology().on_cluster();
+        for tables in in_order(self.topology(), names, is_added) {
             for some in tables.chunks(AT_ONCE) {
                 let statements: Vec<String> = some.iter().map(|table| format!("ALTER TABLE {}{on} {change}", self.table(table))).collect();
                 try_join_all(statements.iter().map(|statement| self.run_ddl(statement))).await?;
@@ -304,12 +302,34 @@ impl Warehouse {
     }
 }
 
+/// Landing tables in the order in which a column is added to them, or dropped from them: what is in front of shards never has one that a
+/// shard lacks.
+fn in_order(topology: &Topology, names: &[String], is_added: bool) -> [Vec<String>; 2] {
+    let stored = names.iter().map(|name| topology.stored(name)).collect();
+    match (topology, is_added) {
+        (Topology::Single, _) => [stored, Vec::new()],
+        (_, true) => [stored, names.to_vec()],
+        (_, false) => [names.to_vec(), stored],
+    }
+}
+
 /// Start of the `query_id` of every statement that makes a landing table.
 pub(super) const LANDING: &str = "kubemeter-landing";
 
 #[cfg(test)]
 mod tests {
+    use super::super::topology::Cluster;
     use super::*;
+
+    #[test]
+    fn shards_always_have_the_columns_of_what_is_in_front_of_them() {
+        let (names, none) = (["a".to_owned(), "b".to_owned()], Vec::<String>::new());
+        let stored = vec!["a_local".to_owned(), "b_local".to_owned()];
+        let shards = Topology::Cluster(Cluster::new("c".to_owned(), Some(2), Vec::new()).unwrap());
+        assert_eq!(in_order(&shards, &names, true), [stored.clone(), names.to_vec()]);
+        assert_eq!(in_order(&shards, &names, false), [names.to_vec(), stored]);
+        assert_eq!(in_order(&Topology::Single, &names, true), [names.to_vec(), none]);
+    }
 
     #[test]
     fn a_fence_is_what_its_comment_says() {

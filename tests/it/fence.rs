@@ -271,13 +271,15 @@ async fn what_is_written_again_while_a_purge_runs_is_claimed() {
         lab.warehouse.run_ddl(&sql).await.unwrap();
     }
     let (stored, store) = purging_way.hold(Asked::Claims);
-    let put_back = async {
-        // When `events` was cleared for the last time, and before the purge claims what is there.
-        stored.await.unwrap();
-        lab.warehouse.run_ddl(&format!("INSERT INTO {events} SELECT * FROM {kept}")).await.unwrap();
-        store.send(()).unwrap();
-    };
-    tokio::join!(purge(&purging), put_back);
+    let mut purge = std::pin::pin!(purge(&purging));
+    tokio::select! {
+        () = &mut purge => panic!("it has not claimed what is stored"),
+        came = stored => came.unwrap(),
+    }
+    // When `events` was cleared for the last time, and before the purge claims what is there.
+    lab.warehouse.run_ddl(&format!("INSERT INTO {events} SELECT * FROM {kept}")).await.unwrap();
+    store.send(()).unwrap();
+    purge.await;
     let_in(&lab, &sent(LATER)).await;
     counts_once(&lab).await;
 }
