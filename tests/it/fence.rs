@@ -10,6 +10,7 @@ use kubemeter::reconcile::Reconciler;
 use kubemeter::warehouse::schema::Landings;
 use kubemeter::warehouse::{Cluster, Topology, WarehouseOptions};
 use serde_json::{Value, json};
+use tokio::sync::oneshot;
 
 use crate::lab::{Lab, NAMESPACE, event, new_database, options, shards_of, spec};
 use crate::support::{ClickHouse, eventually};
@@ -43,6 +44,16 @@ async fn let_in(lab: &Lab, events: &Value) {
 
 async fn forget_event(lab: &Lab) {
     lab.warehouse.run_ddl(&format!("ALTER TABLE {} DELETE WHERE event_id = 'e'", lab.warehouse.table("events"))).await.unwrap();
+}
+
+/// The event is claimed and not stored; and who purges its subject, held up when it is about to remove claims until it is told to.
+async fn claimed_and_not_stored(way: &Way) -> (Lab, Lab, oneshot::Receiver<()>, oneshot::Sender<()>) {
+    let (lab, purging_way) = (without_begun(way, &new_database()).await, Way::default());
+    lab.post(&sent(TIME)).await.unwrap();
+    forget_event(&lab).await;
+    let (removes, remove) = purging_way.hold(Asked::Removal);
+    let purging = by(&purging_way, &lab).await;
+    (lab, purging, removes, remove)
 }
 
 /// The event counts once, in a Meter from before and in a new one, and has one key.
@@ -182,12 +193,8 @@ async fn a_purge_leaves_claims_that_came_since_it_began() {
 /// While a purge runs the claim of another may go at any moment.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_completed_while_a_purge_runs_is_claimed_anew() {
-    let (way, purging_way) = (Way::that_refuses(BEGINS_WITH), Way::default());
-    let lab = without_begun(&way, &new_database()).await;
-    let (purging, other) = (by(&purging_way, &lab).await, by(&Way::default(), &lab).await);
-    lab.post(&sent(TIME)).await.unwrap();
-    forget_event(&lab).await;
-    let (removes, remove) = purging_way.hold(Asked::Removal);
+    let (lab, purging, removes, remove) = claimed_and_not_stored(&Way::that_refuses(BEGINS_WITH)).await;
+    let other = by(&Way::default(), &lab).await;
     let completed = async {
         removes.await.unwrap();
         lab.post(&sent(LATER)).await.unwrap();
@@ -200,12 +207,9 @@ async fn what_is_completed_while_a_purge_runs_is_claimed_anew() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_completed_while_a_purge_runs_gives_way_to_who_claimed_it_meanwhile() {
-    let (way, purging_way) = (Way::that_refuses(BEGINS_WITH), Way::default());
-    let lab = without_begun(&way, &new_database()).await;
-    let (purging, other) = (by(&purging_way, &lab).await, by(&Way::default(), &lab).await);
-    lab.post(&sent(TIME)).await.unwrap();
-    forget_event(&lab).await;
-    let ((removes, remove), (comes, go)) = (purging_way.hold(Asked::Removal), way.hold(Asked::Claims));
+    let way = Way::that_refuses(BEGINS_WITH);
+    let (lab, purging, removes, remove) = claimed_and_not_stored(&way).await;
+    let (other, (comes, go)) = (by(&Way::default(), &lab).await, way.hold(Asked::Claims));
     let completed = async {
         removes.await.unwrap();
         lab.post(&sent("2026-06-04T05:06:07Z")).await
@@ -229,12 +233,7 @@ async fn what_is_completed_while_a_purge_runs_gives_way_to_who_claimed_it_meanwh
 /// Of claims with different keys nobody knows which will be the first when the purge has removed those from before it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_has_claims_of_two_keys_waits_until_the_purge_has_ended() {
-    let purging_way = Way::default();
-    let lab = without_begun(&Way::that_refuses(BEGINS_WITH), &new_database()).await;
-    let purging = by(&purging_way, &lab).await;
-    lab.post(&sent(TIME)).await.unwrap();
-    forget_event(&lab).await;
-    let (removes, remove) = purging_way.hold(Asked::Removal);
+    let (lab, purging, removes, remove) = claimed_and_not_stored(&Way::that_refuses(BEGINS_WITH)).await;
     let posted = async {
         removes.await.unwrap();
         let identities = lab.warehouse.table("identities");
