@@ -317,6 +317,11 @@ impl Known {
     async fn parts(&mut self, warehouse: &Warehouse) -> Result<Option<Vec<IdentityPart>>, Error> {
         let Identities { table, fence, parts } = warehouse.identity_parts().await?;
         self.fence = fence;
-        Ok(self.table.is_same(&table).then_some(parts))
+        if !self.table.goes_on(&table) {
+            // The known one stays known: another must not be taken for it the next time.
+            return Ok(None);
+        }
+        self.table = table;
+        Ok(Some(parts))
     }
 }

@@ -77,7 +77,7 @@ impl Job {
     async fn run(&self, report: &watch::Sender<BackfillProgress>) -> Result<(), Error> {
         let months = self.warehouse.months_of(&self.note.namespace, &self.event_type).await?;
         // Of what nobody knows when it was stored, all may have come by the view.
-        let before = self.note.before.unwrap_or(StoredBefore { block: 0, started_s: 0 });
+        let before = self.note.before.unwrap_or_default();
         let months_total = i64::try_from(months.len()).unwrap_or(i64::MAX);
         let is_ahead = matches!(self.note.state, TableState::Ahead(_));
         let (copied, until) = if is_ahead { (0, before.block) } else { (self.note.copied.unwrap_or(0), u64::MAX) };
@@ -87,7 +87,8 @@ impl Job {
             report.send_replace(BackfillProgress { table: self.table.clone(), months_done, months_total });
             if *month > self.after {
                 let copy = self.warehouse.query(&self.copy).bind("month", *month).bind("copied", copied).bind("until", until);
-                let copy = copy.bind("block", before.block).bind("started", before.started_s);
+                let copy = copy.bind("block", before.block);
+                let copy = copy.bind("started", before.run.started_s).bind("uptime", before.run.uptime_s);
                 copy.within(MONTH).named(BACKFILL).in_background().run().await?;
                 let state = if is_ahead { TableState::Ahead(*month) } else { TableState::Filling(*month) };
                 self.note(TableNote { state, ..self.note.clone() }).await?;
@@ -107,7 +108,7 @@ impl Job {
         if !self.warehouse.tables_with_prefix(&view).await?.is_empty() {
             return Err(Error::Unavailable(format!("another operator has made {view} while events were copied")));
         }
-        let copied = before.filter(|now| now.is_same_run(ahead)).map(|_| ahead.block);
+        let copied = before.filter(|now| ahead.run.goes_on(now.run)).map(|_| ahead.block);
         self.note(TableNote { state: TableState::New, before, copied, ..self.note.clone() }).await
     }
 

@@ -18,6 +18,7 @@ use std::sync::Arc;
 use jiff::{Timestamp, civil::Time, tz::TimeZone};
 
 use super::row::{ARRIVAL_MARK, written_again_sql};
+use super::run::Run;
 use super::sql::identifier;
 
 /// A kind of rows: the second part of a partition's name.
@@ -103,9 +104,9 @@ pub fn copied_version(block: &str) -> String {
     format!("if({block} > {}, {}, version)", known_block("{block:UInt64}"), written_again_sql())
 }
 
-/// SQL: a block's number, for as long as ClickHouse is the one that started at `{started:Int64}`; then 0, for numbers are given anew.
+/// SQL: a block's number, for as long as the [`Run`] goes on that gave it; then 0, for numbers are given anew.
 pub fn known_block(number: &str) -> String {
-    format!("if(abs(toInt64(toUnixTimestamp(now())) - toInt64(uptime()) - {{started:Int64}}) <= 2, {number}, 0)")
+    format!("if({}, {number}, 0)", Run::goes_on_sql())
 }
 
 /// How the rows that count are found. All find the same, for all that a statement reads it sees at one moment

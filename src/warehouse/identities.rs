@@ -11,6 +11,7 @@ use uuid::Uuid;
 use super::counted::BY_PARTS;
 use super::fence::Fence;
 use super::row::{ARRIVAL_MARK, COLUMNS, written_again_sql};
+use super::run::{RUN, Run};
 use super::schema::{COMPLETED, Landing};
 use super::select::is_one_of;
 use super::{Error, Query, Warehouse, insert_name};
@@ -52,16 +53,15 @@ struct Claimed {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IdentityTable {
     server: String,
-    started_s: i64,
+    run: Run,
     /// No other table of this server ever has it, unless it is told to.
     uuid: Uuid,
 }
 
 impl IdentityTable {
-    /// Whether parts of the one are parts of the other: not after ClickHouse was started anew, maybe with another disk.
-    pub fn is_same(&self, other: &Self) -> bool {
-        // Both times of which the start is computed are whole seconds.
-        (&self.server, self.uuid) == (&other.server, other.uuid) && self.started_s.abs_diff(other.started_s) <= 2
+    /// Whether parts of this one are parts of what was looked at later: not after ClickHouse was started anew, maybe with another disk.
+    pub fn goes_on(&self, later: &Self) -> bool {
+        (&self.server, self.uuid) == (&later.server, later.uuid) && self.run.goes_on(later.run)
     }
 }
 
@@ -104,13 +104,12 @@ pub struct Identities {
 struct Part {
     server: String,
     started_s: i64,
+    uptime_s: i64,
     name: String,
     rows: u64,
     least: u128,
 }
 
-/// SQL: which ClickHouse it is, and since when it runs, s since 1970.
-const SERVER: &str = "hostName() AS server, toInt64(toUnixTimestamp(now())) - toInt64(uptime()) AS started_s";
 /// Most parts of the table of identities that are listed: ClickHouse takes no more INSERTs long before.
 const MOST_PARTS: usize = 100_000;
 /// Start of the `query_id` of every statement that claims identities.
@@ -205,21 +204,22 @@ impl Warehouse {
         // What ClickHouse knows of parts without reading them. If it has to read many rows for it, since some were removed by a mere
         // mark, it is an error.
         let sql = format!(
-            "SELECT {SERVER}, _part AS name, count() AS rows, min(id) AS least FROM {} GROUP BY name \
+            "SELECT hostName() AS server, {RUN}, _part AS name, count() AS rows, min(id) AS least FROM {} GROUP BY name \
              SETTINGS {BY_PARTS}, max_rows_to_read = {MOST_PARTS}, read_overflow_mode = 'throw'",
             self.table("identities")
         );
         // Both at once: see `Known::only_block`.
         let (found, (uuid, fence)) = tokio::try_join!(self.query(&sql).rows::<Part>(), self.identities_uuid())?;
-        let (server, started_s) = match found.first() {
-            Some(part) => (part.server.clone(), part.started_s),
-            None => self.query(&format!("SELECT {SERVER}")).one().await?,
+        let (server, started_s, uptime_s) = match found.first() {
+            Some(part) => (part.server.clone(), part.started_s, part.uptime_s),
+            None => self.query(&format!("SELECT hostName(), {RUN}")).one().await?,
         };
+        let run = Run { started_s, uptime_s };
         let parts = found.into_iter().map(|Part { name, rows, least, .. }| {
             let unknown = format!("a part of the table of identities is called {name}, not all_FIRST_LAST_LEVEL");
             IdentityPart::new(name, rows, least).ok_or(Error::Refused(unknown))
         });
-        Ok(Identities { table: IdentityTable { server, started_s, uuid }, fence, parts: parts.collect::<Result<_, _>>()? })
+        Ok(Identities { table: IdentityTable { server, run, uuid }, fence, parts: parts.collect::<Result<_, _>>()? })
     }
 
     /// What tells the table of identities from any other, of the same name too, and its fence.

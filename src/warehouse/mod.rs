@@ -13,6 +13,7 @@ mod purge;
 mod reading;
 mod replicas;
 pub mod row;
+pub mod run;
 pub mod schema;
 pub mod select;
 pub mod sql;

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::counted::{copied_version, known_block, partition_key};
 use super::fence::Fence;
 use super::row::COLUMNS;
+use super::run::Run;
 use super::sql::{identifier, literal};
 use super::topology::{ShardBy, Topology};
 use crate::event::{JsonPath, plain_key};
@@ -254,21 +255,14 @@ pub struct TableNote {
 }
 
 /// A moment in the life of `events`: what it has up to then can't have come to a table by a later view.
-#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Serialize, Deserialize, Clone, Copy, Default, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct StoredBefore {
     /// Number of the last INSERT.
     pub block: u64,
-    /// When ClickHouse was started, s since 1970: later it may give numbers a second time.
-    pub started_s: i64,
-}
-
-impl StoredBefore {
-    /// Whether ClickHouse was not started anew between the two: then their numbers are of one count. What it says of its start differs
-    /// by a second or two.
-    pub const fn is_same_run(self, other: Self) -> bool {
-        self.started_s.abs_diff(other.started_s) <= 2
-    }
+    /// That of the ClickHouse that gave it: the next one may give it a second time.
+    #[serde(flatten)]
+    pub run: Run,
 }
 
 /// A meter table's life: `Ahead → New → Filling → Live → Retired`, or `Retained` when its Meter has gone.
@@ -430,7 +424,7 @@ impl Layout {
     }
 
     /// Copies a month (`yyyymm`) of stored events into the table: those after block `{copied:UInt64}` and up to `{until:UInt64}`.
-    /// `{month:UInt32}` is bound, and `{block:UInt64}` and `{started:Int64}` of [`StoredBefore`]. Rows that are there already collapse
+    /// `{month:UInt32}` is bound, and of [`StoredBefore`] `{block:UInt64}`, `{started:Int64}` and `{uptime:Int64}`. Rows that are there already collapse
     /// with their copies, cancelled ones come as cancelled.
     pub fn backfill(&self, topology: &Topology, database: &str, table: &str) -> String {
         let names = self.columns.iter().map(|(name, ..)| identifier(name)).collect::<Vec<_>>().join(", ");

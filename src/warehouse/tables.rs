@@ -6,6 +6,7 @@ use uuid::Uuid;
 
 use super::client::PARAM_BYTES;
 use super::fence::LANDING;
+use super::run::{RUN, Run};
 use super::topology::{LOCAL, Topology};
 use super::{Error, Warehouse, schema};
 use crate::limits;
@@ -223,11 +224,13 @@ impl Warehouse {
         if *self.topology() != Topology::Single {
             return Ok(None);
         }
-        let sql = "SELECT toUInt64(ifNull(max(max_block_number), 0)), any(toInt64(toUnixTimestamp(now())) - toInt64(uptime())) FROM system.parts \
-                   WHERE database = {database:String} AND table = 'events' AND active AND (SELECT count() FROM system.tables \
-                   WHERE database = {database:String} AND name = 'events' AND engine_full LIKE '%enable_block_number_column = 1%') = 1";
-        let (block, started_s): (u64, i64) = self.query(sql).bind("database", self.database()).one().await?;
-        Ok((block > 0).then_some(StoredBefore { block, started_s }))
+        let sql = format!(
+            "SELECT toUInt64(ifNull(max(max_block_number), 0)), {RUN} FROM system.parts \
+             WHERE database = {{database:String}} AND table = 'events' AND active AND (SELECT count() FROM system.tables \
+             WHERE database = {{database:String}} AND name = 'events' AND engine_full LIKE '%enable_block_number_column = 1%') = 1"
+        );
+        let (block, started_s, uptime_s): (u64, i64, i64) = self.query(&sql).bind("database", self.database()).one().await?;
+        Ok((block > 0).then_some(StoredBefore { block, run: Run { started_s, uptime_s } }))
     }
 
     /// Subjects that a Customer claims.

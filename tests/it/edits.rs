@@ -10,6 +10,7 @@ use kubemeter::event::{Form, parse};
 use kubemeter::ingest::{Judge, Judged};
 use kubemeter::metering::{Metering as _, UsageQuery};
 use kubemeter::warehouse::row::COLUMNS;
+use kubemeter::warehouse::run::Run;
 use kubemeter::warehouse::schema::{self, Landings, StoredBefore, TableNote, TableState};
 use kubemeter::warehouse::{Begun, Insert, Topology, insert_name};
 use serde_json::{Value, json};
@@ -310,7 +311,7 @@ async fn an_edit_taken_back_half_way_leaves_the_first_table_answering() {
     let table = layout(&next).table(&uid);
     let known = lab.warehouse.stored_before().await.unwrap();
     // Of a ClickHouse that was started anew since then.
-    let long_ago = Some(StoredBefore { block: u64::MAX, started_s: 1 });
+    let long_ago = Some(StoredBefore { block: u64::MAX, run: Run { started_s: 1, uptime_s: 0 } });
     for (state, has_view, before, copied) in [
         (TableState::Ahead(202_601), false, known, None),
         (TableState::Ahead(202_601), false, long_ago, None),
@@ -344,7 +345,7 @@ async fn an_edit_taken_back_half_way_leaves_the_first_table_answering() {
             let copy = layout(&next).backfill(lab.warehouse.topology(), database, &table);
             for month in [202_601_u32, 202_602, 202_603].into_iter().filter(|month| *month <= noted) {
                 let copy = lab.warehouse.query(&copy).bind("month", month).bind("copied", 0).bind("until", u64::MAX);
-                copy.bind("block", 0).bind("started", 0).run().await.unwrap();
+                copy.bind("block", 0).bind("started", 0).bind("uptime", 0).run().await.unwrap();
             }
         }
         lab.settle(next.clone()).await;

@@ -1,41 +1,14 @@
 //! Clocks that are wrong, and jump: a library that is loaded before libc's and moves the real-time clock of one process by what a file
-//! says. ClickHouse reads its own past libc; nothing is decided by it.
+//! says. Where processes ask the kernel's own code in their memory for the time (the vDSO), as ClickHouse does past libc, it puts its own in that place.
 
-use std::ffi::OsString;
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-const SOURCE: &str = r#"
-#define _GNU_SOURCE
-#include <dlfcn.h>
-#include <fcntl.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <sys/mman.h>
-#include <time.h>
-#include <unistd.h>
+use crate::support::Environment;
 
-static const volatile int64_t *seconds;
-static int (*real)(clockid_t, struct timespec *);
-
-__attribute__((constructor)) static void begin(void) {
-    const char *file = getenv("CLOCK_OFFSET_FILE");
-    int opened = file ? open(file, O_RDONLY | O_CLOEXEC) : -1;
-    if (opened < 0) return;
-    void *mapped = mmap(0, sizeof *seconds, PROT_READ, MAP_SHARED, opened, 0);
-    if (mapped != MAP_FAILED) seconds = mapped;
-    close(opened);
-}
-
-int clock_gettime(clockid_t clock, struct timespec *time) {
-    if (!real) real = (int (*)(clockid_t, struct timespec *))dlsym(RTLD_NEXT, "clock_gettime");
-    int result = real(clock, time);
-    if (result == 0 && clock == CLOCK_REALTIME && seconds) time->tv_sec += *seconds;
-    return result;
-}
-"#;
+const SOURCE: &str = include_str!("clock.c");
 
 /// The clock of a process, which may be set while that runs.
 pub struct Clock {
@@ -72,7 +45,7 @@ impl Clock {
     }
 
     /// What makes a process go by it.
-    pub fn environment(&self) -> [(&'static str, OsString); 2] {
-        [("LD_PRELOAD", self.library.clone().into()), ("CLOCK_OFFSET_FILE", self.file.clone().into())]
+    pub fn environment(&self) -> Environment {
+        vec![("LD_PRELOAD", self.library.clone().into()), ("CLOCK_OFFSET_FILE", self.file.clone().into())]
     }
 }

@@ -96,10 +96,10 @@ impl Generator {
         self.rng.usize(0..GATEWAYS)
     }
 
-    /// A gateway or the operator, and by how many seconds its clock is to be wrong.
+    /// A part, and by how many seconds its clock is to be wrong.
     pub fn clock(&mut self) -> (Part, i64) {
         let gateway = Part::Gateway(self.gateway());
-        (*self.one_of(&[gateway, gateway, Part::Operator]), *self.one_of(&[-1_500, -2, 3, 1_500, 0]))
+        (*self.one_of(&[gateway, Part::ClickHouse, Part::Operator]), *self.one_of(&[-1_500, -2, 3, 1_500, 0]))
     }
 
     pub fn one_of<'a, T>(&mut self, all: &'a [T]) -> &'a T {

@@ -143,7 +143,7 @@ pub enum Step {
         part: Part,
         kill: bool,
     },
-    /// Lets the clock of a gateway or of the operator be wrong by so many seconds from now on, while it runs.
+    /// Lets the clock of a part be wrong by so many seconds from now on, while it runs.
     Clock {
         part: Part,
         offset: i64,

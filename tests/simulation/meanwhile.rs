@@ -88,15 +88,16 @@ pub fn judge(
         } else {
             open.extend(back)
         }
+        let mut told_of = BTreeMap::new();
         for (key, versions) in versions.iter().filter(|(key, _)| !space.events.contains_key(*key)) {
             let told = storm.posts.iter().zip(posts).any(|(post, (told, at))| *told && at.ended <= span.began && has(post, key));
-            match versions.as_slice() {
-                [version] if told && !cancelled.contains(key) => sure.push((key, version)),
-                versions => open.extend(versions.iter().map(|version| (key, version))),
+            if told && !cancelled.contains(key) {
+                told_of.insert(key, versions.len());
             }
+            open.extend(versions.iter().map(|version| (key, version)));
         }
         let rows = observe::rows(&query, &answer.body)?;
-        possible(&space, &query, sure, open, &rows)
+        possible(&space, &query, sure, open, &told_of, &rows)
             .map_err(|why| format!("{query:?} during a storm, {:?} after its begin: {why}", span.ended - posts[0].1.began))?;
     }
     Ok(())

@@ -137,13 +137,14 @@ pub fn hit(space: &Space, query: &Query) -> BTreeSet<Key> {
 /// The most choices of a row that are tried.
 const CHOICES: usize = 4_096;
 
-/// Whether an answer can be right while it is open whether `pending` events count, each as one of its versions: says
-/// what is wrong.
+/// Whether an answer can be right while it is open as which of its versions each of `pending` counts, and whether it does. Those that
+/// are `told` do; of how many versions, it says. Says what is wrong.
 pub fn possible<'a>(
     space: &'a Space,
     query: &Query,
     sure: impl IntoIterator<Item = (&'a Key, &'a Version)>,
     pending: impl IntoIterator<Item = (&'a Key, &'a Version)>,
+    told: &BTreeMap<&Key, usize>,
     answered: &[Row],
 ) -> Result<(), String> {
     let aggregation = space.meters[&query.meter].aggregation;
@@ -156,12 +157,18 @@ pub fn possible<'a>(
     }
     for (key, known) in keys.into_iter().zip(known) {
         let value = answered.iter().find(|row| shape(row) == known).map(|row| row.value.clone());
-        let mut open: BTreeMap<(&str, &str), Vec<&Counted>> = BTreeMap::new();
+        let mut open: BTreeMap<Key, Vec<Option<&Counted>>> = BTreeMap::new();
         for event in pending.get(key).into_iter().flatten() {
-            open.entry((&event.order.1, &event.order.2)).or_default().push(event);
+            open.entry((event.order.1.clone(), event.order.2.clone())).or_default().push(Some(event));
+        }
+        for (key, versions) in &mut open {
+            // In this row or in another one.
+            if told.get(key) != Some(&versions.len()) {
+                versions.push(None);
+            }
         }
         let open: Vec<_> = open.into_values().collect();
-        let choices = open.iter().map(|versions| versions.len() + 1).try_fold(1_usize, usize::checked_mul).unwrap_or(usize::MAX);
+        let choices = open.iter().map(Vec::len).try_fold(1_usize, usize::checked_mul).unwrap_or(usize::MAX);
         if choices > CHOICES {
             continue;
         }
@@ -174,12 +181,12 @@ pub fn possible<'a>(
     Ok(())
 }
 
-/// The sure events and, of each open one, no version or one: which, the number of the choice says.
-fn chosen<'a>(sure: &[&'a Counted], open: &[Vec<&'a Counted>], mut choice: usize) -> Vec<&'a Counted> {
+/// The sure events and one choice of each open one: which, the number says.
+fn chosen<'a>(sure: &[&'a Counted], open: &[Vec<Option<&'a Counted>>], mut choice: usize) -> Vec<&'a Counted> {
     let mut all = sure.to_vec();
     for versions in open {
-        all.extend((choice % (versions.len() + 1)).checked_sub(1).map(|index| versions[index]));
-        choice /= versions.len() + 1;
+        all.extend(versions[choice % versions.len()]);
+        choice /= versions.len();
     }
     all
 }

@@ -28,6 +28,7 @@ pub struct World {
     pub http: reqwest::Client,
     client: kube::Client,
     clickhouse: Shared<ClickHouse>,
+    clickhouse_clock: Shared<Clock>,
     processes: Vec<Shared<Process>>,
     proxies: Vec<Proxy>,
     logs: TempDir,
@@ -76,7 +77,8 @@ impl World {
         let client = plane.client().await;
         install_crds(&client).await;
         let logs = tempfile::tempdir().expect("a temporary folder");
-        let clickhouse = ClickHouse::start_own();
+        let clickhouse_clock = Clock::new(logs.path(), "clickhouse");
+        let clickhouse = ClickHouse::start_own_with(clickhouse_clock.environment());
         let address = clickhouse.url().trim_start_matches("http://").parse().expect("an address");
         let (mut spaces, mut processes, mut proxies) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..SPACES {
@@ -92,7 +94,8 @@ impl World {
         }
         let processes = processes.into_iter().map(|process| Arc::new(Mutex::new(process))).collect();
         let http = reqwest::Client::builder().timeout(PATIENCE).build().expect("a client");
-        let world = Self { spaces, http, client, clickhouse: Arc::new(Mutex::new(clickhouse)), processes, proxies, logs };
+        let (clickhouse, clickhouse_clock) = (Arc::new(Mutex::new(clickhouse)), Arc::new(Mutex::new(clickhouse_clock)));
+        let world = Self { spaces, http, client, clickhouse, clickhouse_clock, processes, proxies, logs };
         world.revive().await;
         world
     }
@@ -127,13 +130,19 @@ impl World {
         });
     }
 
-    /// Lets the clock of a gateway or of the operator be wrong by so many seconds from now on.
+    /// Lets the clock of a part be wrong by so many seconds from now on.
     pub fn set_clock(&self, part: Part, offset: i64) {
+        if part == Part::ClickHouse {
+            return lock(&self.clickhouse_clock).set(offset);
+        }
         lock(&self.processes[place(part)]).clock.set(offset);
     }
 
-    /// Sets a clock, and waits until the process says another time, if that is later: it never says one that is earlier than before.
+    /// Sets a clock, and waits until a process of ours says another time, if that is later: it never says one that is earlier than before.
     pub async fn move_clock(&self, part: Part, offset: i64) {
+        if part == Part::ClickHouse {
+            return self.set_clock(part, offset);
+        }
         let before = lock(&self.processes[place(part)]).clock.offset();
         self.set_clock(part, offset);
         if offset <= before {

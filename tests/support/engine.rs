@@ -1,5 +1,6 @@
 //! A real ClickHouse: `kubemeter clickhouse` with the engine that `make setup` has fetched.
 
+use std::ffi::OsString;
 use std::hash::{BuildHasher, RandomState};
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
@@ -18,8 +19,12 @@ pub struct ClickHouse {
 struct Own {
     running: Running,
     directory: TempDir,
+    environment: Environment,
     is_shard: bool,
 }
+
+/// Variables of a process, besides those of the tests.
+pub type Environment = Vec<(&'static str, OsString)>;
 
 /// Name of the cluster of [`ClickHouse::start_shards`].
 pub const CLUSTER: &str = "shards";
@@ -41,9 +46,14 @@ impl ClickHouse {
 
     /// Starts one whatever the environment says, for a test that ends it.
     pub fn start_own() -> Self {
+        Self::start_own_with(Environment::new())
+    }
+
+    /// The same, with an environment of its own.
+    pub fn start_own_with(environment: Environment) -> Self {
         let directory = tempfile::tempdir().expect("a temporary folder can be made");
-        let (running, url) = run(&directory, &format!("127.0.0.1:{}", free_port()));
-        Self { url, own: Some(Own { running, directory, is_shard: false }) }
+        let (running, url) = run(&directory, &format!("127.0.0.1:{}", free_port()), &environment);
+        Self { url, own: Some(Own { running, directory, environment, is_shard: false }) }
     }
 
     /// Starts two that know each other as the shards of [`CLUSTER`].
@@ -64,9 +74,10 @@ impl ClickHouse {
             std::fs::create_dir_all(&beside).expect("a folder can be made");
             let xml = format!("<clickhouse><tcp_port>{}</tcp_port>{}</clickhouse>", ports[number], more(number, ports));
             std::fs::write(beside.join("cluster.xml"), xml).expect("a file can be written");
-            let (running, url) = run(&directory, &format!("127.0.0.1:{}", free_port()));
+            let environment = Environment::new();
+            let (running, url) = run(&directory, &format!("127.0.0.1:{}", free_port()), &environment);
             listen_to_shards(&url);
-            Self { url, own: Some(Own { running, directory, is_shard: true }) }
+            Self { url, own: Some(Own { running, directory, environment, is_shard: true }) }
         })
     }
 
@@ -107,7 +118,7 @@ impl ClickHouse {
     pub fn restart(&mut self) {
         let address = self.url.trim_start_matches("http://").to_owned();
         let own = self.own();
-        (own.running, _) = run(&own.directory, &address);
+        (own.running, _) = run(&own.directory, &address, &own.environment);
         if own.is_shard {
             listen_to_shards(&self.url);
         }
@@ -124,9 +135,10 @@ impl ClickHouse {
     }
 }
 
-fn run(directory: &TempDir, listen: &str) -> (Running, String) {
+fn run(directory: &TempDir, listen: &str, environment: &Environment) -> (Running, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_kubemeter"));
     command.args(["clickhouse", "--stop-with-stdin", "--listen", listen, "--data-dir"]).arg(directory.path().join("data"));
+    command.envs(environment.iter().cloned());
     Running::start(&mut command, |line| line.split_once("listening on ").map(|(_, url)| url.trim().to_owned()))
 }
 

@@ -7,7 +7,7 @@ mod engine;
 
 pub use child::Running;
 pub use control_plane::ControlPlane;
-pub use engine::{CLUSTER, ClickHouse, free_port};
+pub use engine::{CLUSTER, ClickHouse, Environment, free_port};
 
 use std::path::PathBuf;
 use std::process::Command;
