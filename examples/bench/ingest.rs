@@ -2,7 +2,7 @@
 
 use crate::aim::Aim;
 use crate::report::{Section, Table, milliseconds, percentile, ratio};
-use crate::run::{Ingest, Run, To, at, together};
+use crate::run::{Ingest, Run, Step, To, at, together};
 use crate::setup::Setup;
 use crate::{Result, Sizes, load, progress};
 
@@ -107,22 +107,23 @@ pub async fn measure((setup, direct): (&Setup, &Setup), sizes: &Sizes, seed: u64
 }
 
 /// Where a lone post's time goes.
-fn lone_steps(lone: &Run, insert: &Run, [nothing, claim, look]: &[Vec<f64>; 3]) -> Table {
-    let mut table = Table::new("A lone post, step by step", &["step", "p50", "p99"]);
-    let figures = |times: &[f64]| [50, 99].map(|percent| milliseconds(percentile(times, percent)));
-    for (step, times) in [
-        ("claim its identity: one row into `identities`", claim.as_slice()),
-        ("look who else did: the list of the table's parts", look),
-        ("insert it: one row through the landing table's views", &insert.answers),
-        ("the post as a whole, its INSERT begun beside the claim", &lone.answers),
-        ("for comparison: `SELECT 1`", nothing),
+fn lone_steps(lone: &Run, insert: &Run, [nothing, claim, look]: &[Step; 3]) -> Table {
+    let mut table = Table::new("A lone post, step by step", &["step", "p50", "p99", "CPU of ClickHouse"]);
+    for (step, times, cpu) in [
+        ("claim its identity: one row into `identities`", &claim.times, claim.cpu),
+        ("look who else did: the list of the table's parts", &look.times, look.cpu),
+        ("insert it: one row through the landing table's views", &insert.answers, insert.clickhouse_cpu),
+        ("the post as a whole, its INSERT begun beside the claim", &lone.answers, lone.clickhouse_cpu),
+        ("for comparison: `SELECT 1`", &nothing.times, nothing.cpu),
     ] {
-        let [p50, p99] = figures(times);
-        table.row([step.to_owned(), p50, p99]);
+        let [p50, p99] = [50, 99].map(|percent| milliseconds(percentile(times, percent)));
+        table.row([step.to_owned(), p50, p99, milliseconds(cpu / times.len() as f64)]);
     }
-    table.note(
-        "The steps straight at ClickHouse, one after the other, each on the idle system. Everything inserted is on the disk.".to_owned(),
-    );
+    table.note(format!(
+        "The steps straight at ClickHouse, one after the other, each on the idle system. Everything inserted is on the disk. CPU for one of each, that of \
+         the INSERT and of the post with what ClickHouse does meanwhile by itself, such as merging. The gateway takes {} for a post.",
+        milliseconds(lone.gateway_cpu / lone.events as f64)
+    ));
     table
 }
 

@@ -84,6 +84,22 @@ pub struct Ingest<'a> {
     expected: BigDecimal,
 }
 
+/// A step, done several times.
+#[derive(Default)]
+pub struct Step {
+    /// How long each took, s.
+    pub times: Vec<f64>,
+    /// What ClickHouse used of the CPU for all of them, s. The kernel tells it in steps of 10 ms: only the sum says something.
+    pub cpu: f64,
+}
+
+impl Step {
+    fn add(&mut self, (began, cpu_before): (Instant, f64), (ended, cpu_after): (Instant, f64)) {
+        self.times.push((ended - began).as_secs_f64());
+        self.cpu += cpu_after - cpu_before;
+    }
+}
+
 impl<'a> Ingest<'a> {
     /// On top of what is stored.
     pub async fn new(setup: &'a Setup, seed: u64) -> Result<Self> {
@@ -145,9 +161,8 @@ impl<'a> Ingest<'a> {
         Ok(run)
     }
 
-    /// What a lone post has ClickHouse do, each step by itself, with the same pauses: times of an empty statement, of a claim, and of the
-    /// look after it.
-    pub async fn steps(&mut self, times: usize) -> Result<[Vec<f64>; 3]> {
+    /// What a lone post has ClickHouse do, each step by itself, with the same pauses: an empty statement, a claim, and the look after it.
+    pub async fn steps(&mut self, times: usize) -> Result<[Step; 3]> {
         let batches = self.stream(1, times)?;
         let mut direct = self.setup.clickhouse().await?;
         let claim = format!("/?query={}", encoded(&format!("INSERT INTO kubemeter.identities ({IDENTITY_COLUMNS}) FORMAT RowBinary")));
@@ -159,22 +174,27 @@ impl<'a> Ingest<'a> {
             topology: Topology::Single,
         });
         self.setup.quiet().await?;
-        let mut steps: [Vec<f64>; 3] = Default::default();
+        let mut steps: [Step; 3] = Default::default();
         for batch in batches {
             let claims = batch.claims_binary()?;
             tokio::time::sleep(PAUSE).await;
-            let began = Instant::now();
+            let began = self.moment()?;
             self.setup.run(&mut direct, "SELECT 1").await?;
-            steps[0].push(began.elapsed().as_secs_f64());
+            steps[0].add(began, self.moment()?);
             tokio::time::sleep(PAUSE).await;
-            let began = Instant::now();
+            let began = self.moment()?;
             direct.expect(StatusCode::OK, Method::POST, &claim, "text/plain", claims.into()).await?;
-            let claimed = Instant::now();
+            let claimed = self.moment()?;
             warehouse.identity_parts().await?;
-            steps[1].push((claimed - began).as_secs_f64());
-            steps[2].push(claimed.elapsed().as_secs_f64());
+            steps[1].add(began, claimed);
+            steps[2].add(claimed, self.moment()?);
         }
         Ok(steps)
+    }
+
+    /// Now, and what ClickHouse has used of the CPU by now, s.
+    fn moment(&self) -> Result<(Instant, f64)> {
+        Ok((Instant::now(), self.setup.clickhouse.cpu()?))
     }
 
     async fn timed(
