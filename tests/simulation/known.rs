@@ -134,6 +134,17 @@ pub fn all() -> Vec<(&'static str, History)> {
                 customer(&["other"]),
             ],
         ),
+        (
+            "a customer lets a subject go, also where ClickHouse's clock is set back",
+            vec![
+                meter(),
+                Step::Post(post(&[event("e", 1)])),
+                Step::Clock { part: Part::ClickHouse, offset: 1_500 },
+                customer(&["acme"]),
+                Step::Clock { part: Part::ClickHouse, offset: -1_500 },
+                customer(&["other"]),
+            ],
+        ),
     ];
     histories.into_iter().map(|(name, steps)| (name, History { seed: 0, steps: steps.into_iter().enumerate().collect() })).collect()
 }
