@@ -14,6 +14,7 @@ use uuid::Uuid;
 use super::claim::{claim, claim_again};
 use super::look::{Claims, Ids, Lookup};
 use super::send::{Early, INSERT, New, begin, insert_events, insert_landings, new_rows, retried};
+use super::unfinished::Unfinished;
 use crate::event::put_bytes;
 use crate::telemetry::Metrics;
 use crate::warehouse::row::{Row, put_uuid};
@@ -206,6 +207,7 @@ impl Drop for Queued<'_> {
 /// One round after the other: all that waits, up to a bound.
 async fn rounds(warehouse: Warehouse, metrics: Arc<Metrics>, mut waiting: mpsc::Receiver<Waiting>) {
     let mut lookup = Lookup::new(warehouse.clone());
+    let unfinished = Unfinished::start(warehouse.clone(), Arc::clone(&metrics));
     let (mut held, mut last_requests, mut go) = (None, 0, Instant::now());
     // Whether the last round's claims were made. If ClickHouse had no place for them, no INSERT is begun that holds one meanwhile.
     let mut is_calm = true;
@@ -266,7 +268,7 @@ async fn rounds(warehouse: Warehouse, metrics: Arc<Metrics>, mut waiting: mpsc::
         match settled {
             Ok(settled) => {
                 let block = settled.block;
-                let is_written = write(&warehouse, round, settled, early).instrument(span).await;
+                let is_written = write(&warehouse, &unfinished, round, settled, early).instrument(span).await;
                 if let (Ok(()), Some(block)) = (&is_written, block) {
                     lookup.written(block);
                 }
@@ -426,7 +428,13 @@ async fn settle(warehouse: &Warehouse, lookup: &mut Lookup, round: &mut [Waiting
 }
 
 /// Ok: ClickHouse has confirmed every row. Else why not, of the first of them that says so.
-async fn write(warehouse: &Warehouse, round: Vec<Waiting>, settled: Settled, early: HashMap<String, Early>) -> Result<(), Error> {
+async fn write(
+    warehouse: &Warehouse,
+    unfinished: &Unfinished,
+    round: Vec<Waiting>,
+    settled: Settled,
+    early: HashMap<String, Early>,
+) -> Result<(), Error> {
     let mut kept = Vec::new();
     round.iter().flat_map(|waiting| &waiting.submission.rejects).for_each(|reject| reject.encode(&mut kept));
     let mut rows: Vec<&Row> = rows_of(&round).collect();
@@ -443,6 +451,13 @@ async fn write(warehouse: &Warehouse, round: Vec<Waiting>, settled: Settled, ear
         insert_rejects(warehouse, kept.into()),
         write_again(warehouse, &completing, settled.again, settled.fence)
     );
+    for (number, result) in &landed {
+        // What ClickHouse refused it would refuse again.
+        if matches!(result, Err(Error::Unavailable(_) | Error::UnknownTable(_))) {
+            let of: Vec<&Row> = rows.iter().copied().filter(|row| settled.landings.number(row.landing) == *number).collect();
+            unfinished.keep(settled.landings.name(*number), &of, settled.fence);
+        }
+    }
     drop((rows, completing));
     answer(round, |Waiting { submission, repeats, is_held_up, .. }| {
         if *is_held_up {

@@ -27,6 +27,7 @@ mod judge;
 mod look;
 mod seen;
 mod send;
+mod unfinished;
 mod whole;
 
 pub use commit::{CommitError, Committer, Reject, Submission};

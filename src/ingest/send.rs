@@ -98,7 +98,7 @@ fn rest<'a>(rows: &[&'a Row], sent: &[u128]) -> Option<Vec<&'a Row>> {
     (ids.next().is_none() && rest.len() <= sent.len()).then_some(rest)
 }
 
-const fn event_insert<'a>(table: &'a str, name: &'a str, bytes: usize, is_alone: bool, fence: Fence) -> Insert<'a> {
+pub(super) const fn event_insert<'a>(table: &'a str, name: &'a str, bytes: usize, is_alone: bool, fence: Fence) -> Insert<'a> {
     Insert { table, columns: COLUMNS, bytes, name, deadline: INSERT, is_alone, fence: Some(fence) }
 }
 

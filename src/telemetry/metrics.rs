@@ -66,6 +66,8 @@ pub struct Metrics {
     pub queue_limit_bytes: IntGauge,
     /// Requests whose events ClickHouse did not confirm.
     pub unconfirmed_requests: IntCounter,
+    /// Events whose senders were told to send them again, while the gateway itself goes on trying.
+    pub unfinished_events: IntGauge,
     /// Seconds of one usage query.
     pub usage_seconds: Histogram,
     /// 1 while this replica of the operator works, and the others wait.
@@ -130,6 +132,10 @@ impl Metrics {
                     "kubemeter_unconfirmed_requests_total",
                     "Requests whose events ClickHouse did not confirm, or for which the queue had no room.",
                 ),
+            )?,
+            unfinished_events: gauge(
+                "kubemeter_unfinished_events",
+                "Events that ClickHouse did not confirm, so that their requests were answered 503, and that the gateway goes on trying to write.",
             )?,
             usage_seconds: histogram("kubemeter_usage_query_duration_seconds", "Time of a usage query.", seconds.clone())?,
             leading: gauge("kubemeter_leading", "1 while this replica of the operator works.")?,

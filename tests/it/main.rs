@@ -38,6 +38,7 @@ mod secrets;
 mod shards;
 mod tls;
 mod two_leaders;
+mod unfinished;
 mod way;
 mod whole;
 mod windows;
