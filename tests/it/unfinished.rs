@@ -1,6 +1,7 @@
 //! What ClickHouse did not confirm: the gateway goes on with it, also if it is never sent again.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use kubemeter::api::{Aggregation, Meter};
@@ -11,8 +12,8 @@ use serde_json::{Value, json};
 
 use crate::lab::{Lab, NAMESPACE, event, spec};
 use crate::nowhere::Nowhere;
-use crate::support::eventually;
-use crate::way::{LATER, TIME};
+use crate::support::{ClickHouse, eventually};
+use crate::way::{LATER, TIME, Way};
 
 /// A lab with two Meters on a type, and a gateway whose metrics can be read.
 struct Two {
@@ -24,7 +25,10 @@ struct Two {
 
 impl Two {
     async fn new() -> Self {
-        let lab = Lab::new();
+        Self::of(Lab::new()).await
+    }
+
+    async fn of(lab: Lab) -> Self {
         let table = |meter: Meter| lab.warehouse.table(&meter.status.unwrap().active.unwrap().table);
         let tables = [
             table(lab.meter("count", spec("t", Aggregation::Count, None, &[])).await),
@@ -76,6 +80,18 @@ async fn what_was_not_confirmed_comes_to_all_tables_though_nobody_sends_it_again
         let listed = two.lab.service.list_events(&Lab::caller(), Default::default(), Default::default()).await.unwrap();
         assert_eq!(listed.items.len().to_string(), number, "{table} was full");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_in_all_tables_and_comes_late_once_more_counts_once() {
+    let way = Way::default();
+    let two = Two::of(Lab::on(&way.to(ClickHouse::shared().url()).await)).await;
+    way.loses_answers.store(true, Ordering::SeqCst);
+    Lab::post_to(&two.gateway, &sent(TIME, 1)).await.unwrap_err();
+    assert_eq!((two.metrics.unfinished_events.get(), two.numbers().await), (1, ["1", "1"].map(str::to_owned)));
+    way.loses_answers.store(false, Ordering::SeqCst);
+    two.finished().await;
+    assert_eq!(two.numbers().await, ["1", "1"]);
 }
 
 /// Another sending that was acknowledged meanwhile stays.

@@ -1,13 +1,13 @@
 //! A way to ClickHouse on which a test holds up what a gateway or a purge asks, and labs that take it.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use kubemeter::api::Aggregation;
 use kubemeter::warehouse::Topology;
 use serde_json::json;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, copy};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 
@@ -51,6 +51,8 @@ pub struct Way {
     held: Arc<Mutex<Option<(Asked, Hold)>>>,
     /// A setting that ClickHouse doesn't know here, as where its user may not set it.
     pub refuses: Arc<Mutex<Option<&'static str>>>,
+    /// Whether answers to INSERTs of events get lost, and the connection with them.
+    pub loses_answers: Arc<AtomicBool>,
     /// What passes is held up or cut off at random, if it is something that is told.
     troubled: Arc<Mutex<Option<fastrand::Rng>>>,
 }
@@ -94,7 +96,17 @@ impl Way {
 
     async fn pass(self, client: TcpStream, server: TcpStream) {
         let ((mut client, mut answers), (mut server_answers, mut server)) = (client.into_split(), server.into_split());
-        let back = tokio::spawn(async move { copy(&mut server_answers, &mut answers).await });
+        let (is_lost, is_landing) = (self.loses_answers.clone(), Arc::new(AtomicBool::new(false)));
+        let asks_landing = Arc::clone(&is_landing);
+        let back = tokio::spawn(async move {
+            let mut buffer = vec![0; 64 * 1_024];
+            while let Ok(read @ 1..) = server_answers.read(&mut buffer).await {
+                let loses = is_landing.load(Ordering::SeqCst) && is_lost.load(Ordering::SeqCst);
+                if loses || answers.write_all(&buffer[..read]).await.is_err() {
+                    break;
+                }
+            }
+        });
         let mut buffer = vec![0; 64 * 1_024];
         while let Ok(read @ 1..) = client.read(&mut buffer).await {
             let text = String::from_utf8_lossy(&buffer[..read]);
@@ -112,6 +124,10 @@ impl Way {
                 _ => None,
             };
             self.asked.lock().unwrap().extend(asked);
+            // What has no such beginning goes on with what came before.
+            if text.starts_with("POST") {
+                asks_landing.store(asked == Some(Asked::Landing), Ordering::SeqCst);
+            }
             let held = self.held.lock().unwrap().take_if(|(of, _)| asked == Some(*of));
             if let Some((_, (came, go))) = held {
                 came.send(()).unwrap();
