@@ -10,6 +10,7 @@ use kubemeter::service::Service;
 use kubemeter::telemetry::Metrics;
 use serde_json::{Value, json};
 
+use crate::again::assert_read_as_final;
 use crate::lab::{Lab, NAMESPACE, event, spec};
 use crate::nowhere::Nowhere;
 use crate::support::{ClickHouse, eventually};
@@ -58,6 +59,7 @@ impl Two {
     }
 
     async fn numbers(&self) -> [String; 2] {
+        assert_read_as_final(&self.lab).await;
         [self.lab.number("count").await, self.lab.number("sum").await]
     }
 }
