@@ -11,7 +11,8 @@
 //! request ◄──────────────── answer ◄──────────────5. tell every request of the round
 //! ```
 //! # Acknowledgement
-//! A request is told Ok only after every INSERT of step 4 that has rows of it returned Ok.
+//! A request is told Ok only after every INSERT of step 4 that has rows of it returned Ok. With one that did not the gateway goes on by itself
+//! ([`unfinished`]): some of its tables may have the rows.
 //!
 //! # Identity
 //! (namespace, source, id), hashed to 128 bits. The first who claims it decides its key: type, subject and time. Rows of
