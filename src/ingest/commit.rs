@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::claim::{claim, claim_again};
 use super::look::{Claims, Ids, Lookup};
 use super::send::{Early, INSERT, New, begin, insert_events, insert_landings, new_rows, retried};
-use super::unfinished::Unfinished;
+use super::unfinished::{ClaimedBy, Unfinished};
 use crate::event::put_bytes;
 use crate::telemetry::Metrics;
 use crate::warehouse::row::{Row, put_uuid};
@@ -268,7 +268,8 @@ async fn rounds(warehouse: Warehouse, metrics: Arc<Metrics>, mut waiting: mpsc::
         match settled {
             Ok(settled) => {
                 let block = settled.block;
-                let is_written = write(&warehouse, &unfinished, round, settled, early).instrument(span).await;
+                let claimed_by = block.zip(lookup.table()).map(|(block, table)| ClaimedBy { table, block });
+                let is_written = write(&warehouse, &unfinished, round, settled, claimed_by, early).instrument(span).await;
                 if let (Ok(()), Some(block)) = (&is_written, block) {
                     lookup.written(block);
                 }
@@ -433,6 +434,7 @@ async fn write(
     unfinished: &Unfinished,
     round: Vec<Waiting>,
     settled: Settled,
+    claimed_by: Option<ClaimedBy>,
     early: HashMap<String, Early>,
 ) -> Result<(), Error> {
     let mut kept = Vec::new();
@@ -449,16 +451,22 @@ async fn write(
     let (landed, rejects, again) = tokio::join!(
         insert_landings(warehouse, settled.landings, &rows, round.len() == 1, settled.fence, early),
         insert_rejects(warehouse, kept.into()),
-        write_again(warehouse, &completing, settled.again, settled.fence)
+        write_again(warehouse, &completing, &settled.again, settled.fence)
     );
-    for (number, result) in &landed {
-        // What ClickHouse refused it would refuse again.
-        if matches!(result, Err(Error::Unavailable(_) | Error::UnknownTable(_))) {
-            let of: Vec<&Row> = rows.iter().copied().filter(|row| settled.landings.number(row.landing) == *number).collect();
-            unfinished.keep(settled.landings.name(*number), &of, settled.fence);
-        }
+    let mut failed: HashMap<u64, Vec<&Row>> =
+        landed.iter().filter(|(_, result)| result.is_err()).map(|(number, _)| (*number, vec![])).collect();
+    if !failed.is_empty() {
+        rows.iter().for_each(|row| {
+            if let Some(of) = failed.get_mut(&settled.landings.number(row.landing)) {
+                of.push(row);
+            }
+        });
     }
+    failed.into_iter().for_each(|(number, rows)| unfinished.keep_new(settled.landings.name(number), &rows, claimed_by));
     drop((rows, completing));
+    if again.is_err() {
+        unfinished.keep_others(settled.again);
+    }
     answer(round, |Waiting { submission, repeats, is_held_up, .. }| {
         if *is_held_up {
             let why = "an event that was claimed and never stored waits until the purge of a customer's events has ended";
@@ -485,12 +493,12 @@ async fn write(
 async fn write_again(
     warehouse: &Warehouse,
     completing: &[&Row],
-    again: HashMap<(String, String), Vec<u128>>,
+    again: &HashMap<(String, String), Vec<u128>>,
     fence: Fence,
 ) -> Result<(), Error> {
     insert_events(warehouse, completing, fence).await?;
     for ((namespace, event_type), ids) in again {
-        retried(warehouse, || warehouse.write_again(&namespace, &event_type, &ids)).await?;
+        retried(warehouse, || warehouse.write_again(namespace, event_type, ids)).await?;
     }
     Ok(())
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use foldhash::fast::RandomState;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
+use uuid::Uuid;
 
 use super::seen::Seen;
 use super::send::retried;
@@ -97,6 +98,11 @@ impl Lookup {
     /// What is to be written is decided under it from now on, as far as this gateway has looked.
     pub(super) const fn fence(&self) -> Option<Fence> {
         if let Memory::Known(known) = &self.memory { known.fence } else { None }
+    }
+
+    /// The UUID of the table of identities that this gateway knows.
+    pub(super) fn table(&self) -> Option<Uuid> {
+        if let Memory::Known(known) = &self.memory { Some(known.table.uuid) } else { None }
     }
 
     /// Has the fence read again before anything is decided: a purge has begun or ended since, perhaps.

@@ -1,126 +1,261 @@
-//! INSERTs of events that ClickHouse did not confirm in time, so that their senders were told to send again.
+//! Events that ClickHouse did not confirm in time, so that their senders were told to send them again.
 //!
-//! Such an INSERT may have reached some of its tables and not others: until its events are sent again, which may never be, they would count
-//! in one Meter and not in another. So the gateway goes on trying it as it was. Its rows say that they may be there already, and give way to
-//! what has completed them meanwhile ([`Row::encode`]), so it may come at any time; but not without its claims, nor after a purge, for then
-//! ClickHouse refuses it ([`crate::warehouse::Fence`]).
+//! Their INSERT may have reached some of its tables and not others: until they are sent again, which may never be, they would count in one
+//! Meter and not in another. So the gateway goes on by itself until all tables have them.
+//! - **New events** are inserted again. Their rows say that they may be there already, and give way to what has completed them meanwhile
+//!   ([`Row::encode`]). That is decided anew each time: under the fence of now, while no purge runs, and only of events whose identity is
+//!   claimed by the very INSERT that this gateway claimed it with. So what was purged stays away, and what somebody else has claimed since
+//!   is left to them.
+//! - **Others**, that were claimed or stored before, and all on a cluster, where INSERTs of claims have no numbers of their own: what
+//!   `events` has by then is written to all tables.
 
-use std::collections::VecDeque;
-use std::sync::Arc;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
+use uuid::Uuid;
 
 use super::send::event_insert;
 use crate::telemetry::Metrics;
 use crate::warehouse::row::Row;
-use crate::warehouse::{Error, Fence, Warehouse, insert_name};
+use crate::warehouse::{Error, Warehouse, insert_name};
 
 /// Bytes of rows that are kept; a round has as many at most. What comes beyond is left to its senders.
 const ROOM: usize = 32 * 1_024 * 1_024;
-/// Pause after a try that failed, twice as long each time.
+/// Bytes that a row takes besides, about.
+const OF_ROW: usize = 64;
+/// Pause after all were tried and some failed, twice as long each time.
 const SOON: Duration = Duration::from_millis(500);
 /// The longest pause.
-const LATE: Duration = Duration::from_secs(5);
+const LATE: Duration = Duration::from_secs(30);
+/// How long it is gone on with.
+const GIVE_UP: Duration = Duration::from_hours(24);
 
-/// Takes what was not confirmed. The task that tries it ends with this.
+/// The INSERT that claimed identities: the table of identities, of which no other has the UUID, and the INSERT's number there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ClaimedBy {
+    pub(super) table: Uuid,
+    pub(super) block: u64,
+}
+
+/// Takes what was not confirmed. The task that goes on with it ends with this.
 pub(super) struct Unfinished {
     queue: mpsc::UnboundedSender<Left>,
     room: Arc<Semaphore>,
+    others: Others,
     metrics: Arc<Metrics>,
+    _task: AbortOnDropHandle<()>,
 }
 
-/// Rows of one landing table.
+/// Identities of [`Events::Others`] that are kept: senders come again and again.
+type Others = Arc<Mutex<HashSet<u128>>>;
+
 struct Left {
-    table: String,
-    /// As rows that may be there already.
-    rows: Bytes,
-    ids: Vec<u128>,
-    fence: Fence,
+    events: Events,
+    since: Instant,
+    others: Others,
     metrics: Arc<Metrics>,
     _room: OwnedSemaphorePermit,
 }
 
+enum Events {
+    /// Of one landing table, as rows that may be there already.
+    New { table: String, claimed_by: ClaimedBy, rows: Vec<(u128, Bytes)> },
+    /// Of one type.
+    Others { namespace: String, event_type: String, ids: Vec<u128> },
+}
+
 impl Unfinished {
-    /// Starts the task that tries what is kept.
+    /// Starts the task that goes on with what is kept.
     pub(super) fn start(warehouse: Warehouse, metrics: Arc<Metrics>) -> Self {
         let (queue, left) = mpsc::unbounded_channel();
-        tokio::spawn(go_on(warehouse, left));
-        Self { queue, room: Arc::new(Semaphore::new(ROOM)), metrics }
+        let task = AbortOnDropHandle::new(tokio::spawn(go_on(warehouse, left)));
+        Self { queue, room: Arc::new(Semaphore::new(ROOM)), others: Others::default(), metrics, _task: task }
     }
 
-    /// Goes on trying to write rows into a landing table. They were claimed, by this gateway first, under a fence.
-    pub(super) fn keep(&self, table: String, rows: &[&Row], fence: Fence) {
-        let mut encoded = Vec::with_capacity(rows.iter().map(|row| row.encoded_len()).sum());
-        rows.iter().for_each(|row| row.encode(&mut encoded, true));
-        let room = u32::try_from(encoded.len()).ok().and_then(|bytes| Arc::clone(&self.room).try_acquire_many_owned(bytes).ok());
-        let Some(room) = room else {
-            tracing::warn!(
-                table,
-                events = rows.len(),
-                "too much was not confirmed to go on with all of it: these events may count in some Meters only until they are sent again"
-            );
-            return;
+    /// Goes on with new events, of a landing table, that this gateway was the first to claim.
+    pub(super) fn keep_new(&self, table: String, rows: &[&Row], claimed_by: Option<ClaimedBy>) {
+        let Some(claimed_by) = claimed_by else {
+            let mut of_types: HashMap<(String, String), Vec<u128>> = HashMap::new();
+            for row in rows {
+                let of = (row.namespace.to_string(), row.event.attributes.event_type().to_owned());
+                of_types.entry(of).or_default().push(row.identity);
+            }
+            return self.keep_others(of_types);
         };
-        let ids = rows.iter().map(|row| row.identity).collect();
+        let bytes = rows.iter().map(|row| row.encoded_len()).sum::<usize>();
+        self.keep(rows.len(), bytes, || {
+            let mut encoded = Vec::with_capacity(bytes);
+            let ends = rows.iter().map(|row| {
+                row.encode(&mut encoded, true);
+                (row.identity, encoded.len())
+            });
+            let ends: Vec<(u128, usize)> = ends.collect();
+            let (encoded, mut begin) = (Bytes::from(encoded), 0);
+            let rows = ends.into_iter().map(|(id, end)| (id, encoded.slice(std::mem::replace(&mut begin, end)..end)));
+            Events::New { table, claimed_by, rows: rows.collect() }
+        });
+    }
+
+    /// Goes on with events that were claimed or stored before, by namespace and type.
+    pub(super) fn keep_others(&self, of_types: HashMap<(String, String), Vec<u128>>) {
+        for ((namespace, event_type), mut ids) in of_types {
+            {
+                let kept = locked(&self.others);
+                ids.retain(|id| !kept.contains(id));
+            }
+            if !ids.is_empty() {
+                self.keep(ids.len(), 0, || Events::Others { namespace, event_type, ids });
+            }
+        }
+    }
+
+    fn keep(&self, count: usize, bytes: usize, events: impl FnOnce() -> Events) {
+        let room = u32::try_from(bytes + count * OF_ROW).ok();
+        let Some(room) = room.and_then(|bytes| Arc::clone(&self.room).try_acquire_many_owned(bytes).ok()) else {
+            return abandoned(&self.metrics, count, "too many were not confirmed to go on with all of them");
+        };
+        let (others, metrics) = (Arc::clone(&self.others), Arc::clone(&self.metrics));
+        let left = Left { events: events(), since: Instant::now(), others, metrics, _room: room };
+        left.set_kept(true);
+        self.metrics.unfinished_events.add(left.count());
         // The task ends after this only.
-        let _ = self.queue.send(Left::new(table, encoded.into(), ids, fence, &self.metrics, room));
+        let _ = self.queue.send(left);
     }
 }
 
-impl Left {
-    fn new(table: String, rows: Bytes, ids: Vec<u128>, fence: Fence, metrics: &Arc<Metrics>, room: OwnedSemaphorePermit) -> Self {
-        let left = Self { table, rows, ids, fence, metrics: Arc::clone(metrics), _room: room };
-        metrics.unfinished_events.add(left.events());
-        left
-    }
-
-    fn events(&self) -> i64 {
-        i64::try_from(self.ids.len()).unwrap_or(i64::MAX)
-    }
-
-    /// Writes the rows. False: they can't or must not be written any more.
-    async fn finish(&self, warehouse: &Warehouse) -> Result<bool, Error> {
-        let claims = warehouse.claims_of(&self.ids).await?;
-        if !self.ids.iter().all(|id| claims.contains_key(id)) {
-            return Ok(false);
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if let Ok(events @ 1..) = usize::try_from(self.metrics.unfinished_events.get()) {
+            abandoned(&self.metrics, events, "the gateway ends");
         }
-        warehouse.ensure_landing(&self.table).await?;
-        let name = insert_name(&self.table);
-        let insert = event_insert(&self.table, &name, self.rows.len(), false, self.fence);
-        match warehouse.insert(insert, std::iter::once(self.rows.clone())).await {
-            Err(Error::Fenced(_) | Error::Refused(_)) => Ok(false),
-            written => written.map(|()| true),
+    }
+}
+
+fn locked(others: &Others) -> MutexGuard<'_, HashSet<u128>> {
+    others.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Tells that events are left to their senders.
+fn abandoned(metrics: &Metrics, events: usize, why: &str) {
+    metrics.abandoned_events.inc_by(events as u64);
+    tracing::warn!(events, why, "events that were not confirmed may count in some Meters only, until they are sent again");
+}
+
+impl Left {
+    fn count(&self) -> i64 {
+        i64::try_from(self.events.count()).unwrap_or(i64::MAX)
+    }
+
+    fn set_kept(&self, is_kept: bool) {
+        if let Events::Others { ids, .. } = &self.events {
+            let mut kept = locked(&self.others);
+            for id in ids {
+                if is_kept {
+                    kept.insert(*id)
+                } else {
+                    kept.remove(id)
+                };
+            }
         }
     }
 }
 
 impl Drop for Left {
     fn drop(&mut self) {
-        self.metrics.unfinished_events.sub(self.events());
+        self.metrics.unfinished_events.sub(self.count());
+        self.set_kept(false);
     }
 }
 
-/// Tries one after the other, for as long as there are some.
+impl Events {
+    const fn count(&self) -> usize {
+        match self {
+            Self::New { rows, .. } => rows.len(),
+            Self::Others { ids, .. } => ids.len(),
+        }
+    }
+
+    /// What fails together, most probably.
+    fn place(&self) -> &str {
+        match self {
+            Self::New { table, .. } => table,
+            Self::Others { event_type, .. } => event_type,
+        }
+    }
+
+    /// Writes them to all tables, but for those that are not this gateway's any more: how many it gives.
+    async fn finish(&self, warehouse: &Warehouse) -> Result<usize, Error> {
+        let (table, claimed_by, rows) = match self {
+            Self::New { table, claimed_by, rows } => (table, claimed_by, rows),
+            Self::Others { namespace, event_type, ids } => return warehouse.write_again(namespace, event_type, ids).await.map(|()| 0),
+        };
+        // The fence first: a purge that begins after the claims were seen lets nothing in that was decided under it.
+        let (of, fence) = warehouse.identities_uuid().await?;
+        if of != claimed_by.table {
+            return Ok(rows.len());
+        }
+        let waits = || Error::Unavailable("a purge of subjects has not ended".to_owned());
+        let fence = fence.filter(|fence| !fence.is_purging).ok_or_else(waits)?;
+        let ids: Vec<u128> = rows.iter().map(|(id, _)| *id).collect();
+        let claims = warehouse.claims_of(&ids).await?;
+        let (mut ours, mut gone) = (Vec::new(), 0);
+        for (id, row) in rows {
+            match claims.get(id) {
+                Some(claim) if claim.block == claimed_by.block => ours.extend_from_slice(row),
+                _ => gone += 1,
+            }
+        }
+        if gone < rows.len() {
+            warehouse.ensure_landing(table).await?;
+            let name = insert_name(table);
+            warehouse.insert(event_insert(table, &name, ours.len(), false, fence), std::iter::once(ours.into())).await?;
+        }
+        Ok(gone)
+    }
+}
+
+/// Goes on with all that is kept, one after the other.
 async fn go_on(warehouse: Warehouse, mut queue: mpsc::UnboundedReceiver<Left>) {
     while let Some(first) = queue.recv().await {
-        let (mut left, mut pause) = (VecDeque::from([first]), SOON);
-        while let Some(next) = left.pop_front() {
-            let (table, events) = (&next.table, next.ids.len());
-            match next.finish(&warehouse).await {
-                Ok(true) => tracing::info!(table, events, "an INSERT that was not confirmed is now"),
-                Ok(false) => tracing::info!(
-                    table,
-                    events,
-                    "an INSERT that was not confirmed is given up: ClickHouse refuses it, or its claims are gone"
-                ),
-                Err(why) => {
-                    tracing::debug!(%why, table, events, "an INSERT that was not confirmed is tried again later");
-                    left.push_back(next);
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(LATE);
+        let (mut left, mut pause) = (vec![first], SOON);
+        while !left.is_empty() {
+            let (mut failing, mut later) = (HashSet::new(), Vec::new());
+            for next in left {
+                let (place, events) = (next.events.place().to_owned(), next.events.count());
+                if failing.contains(&place) {
+                    later.push(next);
+                    continue;
                 }
+                // What is completed from now on may come too late for it.
+                next.set_kept(false);
+                match next.events.finish(&warehouse).await {
+                    Ok(gone) => {
+                        tracing::info!(
+                            place,
+                            events = events - gone,
+                            gone,
+                            "events that were not confirmed are now, but for those that were purged"
+                        );
+                        pause = SOON;
+                    }
+                    Err(why) if next.since.elapsed() > GIVE_UP => abandoned(&next.metrics, events, &why.to_string()),
+                    Err(why) => {
+                        tracing::debug!(%why, place, events, "events that were not confirmed are tried again later");
+                        failing.insert(place);
+                        next.set_kept(true);
+                        later.push(next);
+                    }
+                }
+            }
+            left = later;
+            if !left.is_empty() {
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(LATE);
             }
             left.extend(std::iter::from_fn(|| queue.try_recv().ok()));
         }

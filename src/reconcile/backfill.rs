@@ -77,10 +77,13 @@ impl Job {
     async fn run(&self, report: &watch::Sender<BackfillProgress>) -> Result<(), Error> {
         let months = self.warehouse.months_of(&self.note.namespace, &self.event_type).await?;
         // Of what nobody knows when it was stored, all may have come by the view.
-        let before = self.note.before.unwrap_or_default();
+        let now = self.warehouse.stored_before().await?;
+        let before = self.note.before.filter(|before| now.is_some_and(|now| now.events == before.events));
+        let copied = if before.is_some() { self.note.copied.unwrap_or(0) } else { 0 };
+        let before = before.unwrap_or_default();
         let months_total = i64::try_from(months.len()).unwrap_or(i64::MAX);
         let is_ahead = matches!(self.note.state, TableState::Ahead(_));
-        let (copied, until) = if is_ahead { (0, before.block) } else { (self.note.copied.unwrap_or(0), u64::MAX) };
+        let (copied, until) = if is_ahead { (0, before.block) } else { (copied, u64::MAX) };
         for (number, month) in (0..).zip(&months) {
             // What came while the most was copied is a small rest.
             let months_done = if copied > 0 { months_total } else { number };
@@ -108,7 +111,7 @@ impl Job {
         if !self.warehouse.tables_with_prefix(&view).await?.is_empty() {
             return Err(Error::Unavailable(format!("another operator has made {view} while events were copied")));
         }
-        let copied = before.filter(|now| ahead.run.goes_on(now.run)).map(|_| ahead.block);
+        let copied = before.filter(|now| now.events == ahead.events && ahead.run.goes_on(now.run)).map(|_| ahead.block);
         self.note(TableNote { state: TableState::New, before, copied, ..self.note.clone() }).await
     }
 

@@ -68,6 +68,8 @@ pub struct Metrics {
     pub unconfirmed_requests: IntCounter,
     /// Events whose senders were told to send them again, while the gateway itself goes on trying.
     pub unfinished_events: IntGauge,
+    /// Those with which it did not go on.
+    pub abandoned_events: IntCounter,
     /// Seconds of one usage query.
     pub usage_seconds: Histogram,
     /// 1 while this replica of the operator works, and the others wait.
@@ -131,6 +133,13 @@ impl Metrics {
                 IntCounter::new(
                     "kubemeter_unconfirmed_requests_total",
                     "Requests whose events ClickHouse did not confirm, or for which the queue had no room.",
+                ),
+            )?,
+            abandoned_events: added(
+                &registry,
+                IntCounter::new(
+                    "kubemeter_abandoned_events_total",
+                    "Events that ClickHouse did not confirm and the gateway did not go on with: until they are sent again some Meters may lack them.",
                 ),
             )?,
             unfinished_events: gauge(

@@ -36,6 +36,7 @@ fn every_metric_is_written() {
         "kubemeter_queue_limit_bytes 0",
         "kubemeter_unconfirmed_requests_total 0",
         "kubemeter_unfinished_events 0",
+        "kubemeter_abandoned_events_total 0",
         r#"kubemeter_uncounted_events{meter="tokens",meter_namespace="shop"} 7"#,
         r#"kubemeter_watch_age_seconds{kind="Meter"} 0"#,
         r#"kubemeter_objects{kind="Meter",ready="False"} 2"#,

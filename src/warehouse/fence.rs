@@ -55,8 +55,13 @@ struct Said {
 }
 
 impl Fence {
-    /// That of a database that is made now.
-    pub const FIRST: Self = Self { number: 0, is_purging: false };
+    /// That of a cluster's database that is made now: servers make it by themselves, and all must say the same.
+    pub(super) const FIRST: Self = Self { number: 0, is_purging: false };
+
+    /// That of a database that is made now: what was decided in another one, before this took its place, is refused.
+    pub(super) fn first(topology: &Topology) -> Self {
+        if *topology == Topology::Single { Self::new() } else { Self::FIRST }
+    }
 
     /// One that nothing was decided under.
     fn new() -> Self {
@@ -81,12 +86,16 @@ impl Fence {
 
     /// Reads what `SHOW CREATE TABLE` says of `identities`. Ok(None): its comment is that of a build without fences, which is none.
     pub(super) fn of_create(create: &str) -> Result<Option<Self>, Error> {
-        let Some((_, comment)) = create.rsplit_once("COMMENT '") else { return Ok(None) };
-        let said = serde_json::from_str(comment.trim_end().trim_end_matches('\''))
+        create.rsplit_once("COMMENT '").map(|(_, comment)| Self::of_comment(comment.trim_end().trim_end_matches('\''))).transpose()
+    }
+
+    /// Reads the comment of `identities`.
+    pub(super) fn of_comment(comment: &str) -> Result<Self, Error> {
+        let said = serde_json::from_str(comment)
             .ok()
             .and_then(|Said { fence, purging }| Some(Self { number: u128::from_str_radix(&fence, 16).ok()?, is_purging: purging }));
         let unknown = || Error::Refused(format!("the comment of identities says {comment}, not which INSERTs landing tables take"));
-        said.map(Some).ok_or_else(unknown)
+        said.ok_or_else(unknown)
     }
 
     /// Whether ClickHouse's words say that a landing table has not the column of a fence.

@@ -55,7 +55,7 @@ pub struct IdentityTable {
     server: String,
     run: Run,
     /// No other table of this server ever has it, unless it is told to.
-    uuid: Uuid,
+    pub uuid: Uuid,
 }
 
 impl IdentityTable {
@@ -223,7 +223,10 @@ impl Warehouse {
     }
 
     /// What tells the table of identities from any other, of the same name too, and its fence.
-    async fn identities_uuid(&self) -> Result<(Uuid, Option<Fence>), Error> {
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn identities_uuid(&self) -> Result<(Uuid, Option<Fence>), Error> {
         let create = self.show_identities().await?;
         let uuid = create.split_once(" UUID '").and_then(|(_, rest)| rest.split_once('\'')?.0.parse().ok());
         let no_uuid = || Error::Refused("the table of identities has no UUID: its database must be of the engine Atomic".to_owned());

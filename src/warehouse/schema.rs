@@ -14,6 +14,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use super::counted::{copied_version, known_block, partition_key};
 use super::fence::Fence;
@@ -124,11 +125,12 @@ const SMALL_GRANULES: &str = "index_granularity = 2048";
 /// 20 million rows: 0.17 s where many parts take 4.4 s). Exactness never depends on it.
 const MERGED_WHEN_QUIET: &str = "min_age_to_force_merge_seconds = 600, min_age_to_force_merge_on_partition_only = 1";
 
-/// Statements that make the database and the tables that are there once. Each may run again.
-pub fn bootstrap(topology: &Topology, database: &str) -> Vec<String> {
+/// Statements that make the database and the tables that are there once, but for [`COMPLETED`]. Each may run again. Whoever is the first to
+/// make `identities` says the fence.
+pub fn bootstrap(topology: &Topology, database: &str, fence: Fence) -> Vec<String> {
     let mut all = vec![format!("CREATE DATABASE IF NOT EXISTS {}{}", identifier(database), topology.on_cluster())];
     let said = Landings::NEW.comment();
-    let fence = Fence::FIRST.comment();
+    let fence = fence.comment();
     for (table, by, definition) in standing() {
         let comment = match table {
             "events" => Some(&*said),
@@ -137,8 +139,12 @@ pub fn bootstrap(topology: &Topology, database: &str) -> Vec<String> {
         };
         all.extend(topology.create(database, table, &definition, by, comment));
     }
-    all.extend(create_landing(topology, database, COMPLETED));
     all
+}
+
+/// Statements that make [`COMPLETED`] as it is in a new database. Each may run again.
+pub fn create_completed(topology: &Topology, database: &str, fence: Fence) -> Vec<String> {
+    create_like(topology, database, COMPLETED, &format!("({EVENT_COLUMNS}, {}) ENGINE = Null", fence.definition()))
 }
 
 /// The landing table of events that go to `events` alone: what was claimed and not stored. All others are made like it, with the fences
@@ -214,12 +220,13 @@ fn standing() -> [(&'static str, ShardBy, String); 6] {
 ///
 /// Whoever inserts into a landing table runs them first: a table without its view would swallow events.
 pub fn create_landing(topology: &Topology, database: &str, landing: &str) -> Vec<String> {
+    let like = format!("AS {}.{} ENGINE = Null", identifier(database), identifier(&topology.stored(COMPLETED)));
+    create_like(topology, database, landing, &like)
+}
+
+fn create_like(topology: &Topology, database: &str, landing: &str, definition: &str) -> Vec<String> {
     let db = identifier(database);
-    let definition = match landing {
-        COMPLETED => format!("({EVENT_COLUMNS}, {}) ENGINE = Null", Fence::FIRST.definition()),
-        _ => format!("AS {db}.{} ENGINE = Null", identifier(&topology.stored(COMPLETED))),
-    };
-    let mut all = topology.create(database, landing, &definition, ShardBy::Subject, None);
+    let mut all = topology.create(database, landing, definition, ShardBy::Subject, None);
     // Before the front table of a cluster, which would let INSERTs through to shards without it.
     all.insert(
         1,
@@ -263,6 +270,9 @@ pub struct StoredBefore {
     /// That of the ClickHouse that gave it: the next one may give it a second time.
     #[serde(flatten)]
     pub run: Run,
+    /// The table's UUID, for one that was restored from a backup numbers anew, too. Nil in notes of builds that did not ask.
+    #[serde(default)]
+    pub events: Uuid,
 }
 
 /// A meter table's life: `Ahead → New → Filling → Live → Retired`, or `Retained` when its Meter has gone.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::client::PARAM_BYTES;
-use super::fence::LANDING;
+use super::fence::{Fence, LANDING};
 use super::run::{RUN, Run};
 use super::topology::{LOCAL, Topology};
 use super::{Error, Warehouse, schema};
@@ -64,11 +64,15 @@ impl Warehouse {
         }
         self.check_version().await?;
         self.check_topology().await?;
-        self.make_missing(&schema::bootstrap(self.topology(), self.database())).await?;
+        self.make_missing(&schema::bootstrap(self.topology(), self.database(), Fence::first(self.topology()))).await?;
         self.check_identities().await?;
         self.add_cancellation_columns().await?;
-        let comment = "SELECT comment FROM system.tables WHERE database = {database:String} AND name = 'events'";
-        let comment: String = self.query(comment).bind("database", self.database()).one().await?;
+        let of = |table: &str| format!("anyIf(comment, name = '{table}')");
+        let comments = format!("SELECT {}, {} FROM system.tables WHERE database = {{database:String}}", of("events"), of("identities"));
+        let (comment, fence): (String, String) = self.query(&comments).bind("database", self.database()).one().await?;
+        // A database of a build without fences says none, and gets one when it is asked for ([`Self::fence`]).
+        let fence = if fence.is_empty() { Fence::FIRST } else { Fence::of_comment(&fence)? };
+        self.make_missing(&schema::create_completed(self.topology(), self.database(), fence)).await?;
         let landings = Landings::of_comment(&comment).ok_or_else(|| {
             let events = self.table("events");
             Error::Refused(format!(
@@ -225,12 +229,15 @@ impl Warehouse {
             return Ok(None);
         }
         let sql = format!(
-            "SELECT toUInt64(ifNull(max(max_block_number), 0)), {RUN} FROM system.parts \
+            "SELECT toUInt64(ifNull(max(max_block_number), 0)), {RUN}, ifNull((SELECT toString(any(uuid)) FROM system.tables \
+             WHERE database = {{database:String}} AND name = 'events'), '') FROM system.parts \
              WHERE database = {{database:String}} AND table = 'events' AND active AND (SELECT count() FROM system.tables \
              WHERE database = {{database:String}} AND name = 'events' AND engine_full LIKE '%enable_block_number_column = 1%') = 1"
         );
-        let (block, started_s, uptime_s): (u64, i64, i64) = self.query(&sql).bind("database", self.database()).one().await?;
-        Ok((block > 0).then_some(StoredBefore { block, run: Run { started_s, uptime_s } }))
+        let (block, started_s, uptime_s, events): (u64, i64, i64, String) =
+            self.query(&sql).bind("database", self.database()).one().await?;
+        let events = events.parse().map_err(|_| Error::Refused(format!("the UUID of events is {events}, which is none")))?;
+        Ok((block > 0).then_some(StoredBefore { block, run: Run { started_s, uptime_s }, events }))
     }
 
     /// Subjects that a Customer claims.

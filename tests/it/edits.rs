@@ -310,8 +310,9 @@ async fn an_edit_taken_back_half_way_leaves_the_first_table_answering() {
     let uid = meter.metadata.uid.clone().unwrap();
     let table = layout(&next).table(&uid);
     let known = lab.warehouse.stored_before().await.unwrap();
-    // Of a ClickHouse that was started anew since then.
-    let long_ago = Some(StoredBefore { block: u64::MAX, run: Run { started_s: 1, uptime_s: 0 } });
+    // Of a table that was restored from a backup since then, and of a ClickHouse that was started anew.
+    let restored = known.map(|known| StoredBefore { block: u64::MAX, events: uuid::Uuid::nil(), ..known });
+    let long_ago = known.map(|known| StoredBefore { block: u64::MAX, run: Run { started_s: 1, uptime_s: 0 }, ..known });
     for (state, has_view, before, copied) in [
         (TableState::Ahead(202_601), false, known, None),
         (TableState::Ahead(202_601), false, long_ago, None),
@@ -319,6 +320,8 @@ async fn an_edit_taken_back_half_way_leaves_the_first_table_answering() {
         (TableState::Ahead(0), true, known, None),
         (TableState::New, false, None, None),
         (TableState::New, false, long_ago, Some(u64::MAX)),
+        (TableState::New, false, restored, Some(u64::MAX)),
+        (TableState::Ahead(0), false, restored, None),
         (TableState::New, true, None, None),
         (TableState::Filling(202_603), true, known, None),
     ] {

@@ -58,8 +58,12 @@ async fn claimed_and_not_stored(way: &Way) -> (Lab, Lab, oneshot::Receiver<()>, 
 
 /// The event counts once, in a Meter from before and in a new one, and has one key.
 async fn counts_once(lab: &Lab) {
+    counts_once_in(lab, &["count", "all"]).await;
+}
+
+async fn counts_once_in(lab: &Lab, meters: &[&str]) {
     lab.meter("all", spec("t", Aggregation::Count, None, &[])).await;
-    for meter in ["count", "all"] {
+    for meter in meters {
         assert_eq!(lab.number(meter).await, "1", "{meter}");
     }
     let keys = format!("SELECT uniqExact(subject, time) FROM {} WHERE event_id = 'e'", lab.warehouse.table("events"));
@@ -93,6 +97,25 @@ async fn an_insert_that_was_decided_on_before_a_purge_is_refused_after_it() {
     until_read(&lab, &way, || true).await;
     purge(&lab).await;
     shuts_out(&lab, &way, Asked::Landing, sent).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_insert_that_was_decided_on_in_a_database_that_was_made_anew_since_is_refused() {
+    let way = Way::that_refuses(BEGINS_WITH);
+    let lab = without_begun(&way, &new_database()).await;
+    until_read(&lab, &way, || true).await;
+    let other = by(&Way::default(), &lab).await;
+    let (comes, go) = way.hold(Asked::Landing);
+    let made_anew = async {
+        comes.await.unwrap();
+        other.warehouse.run_ddl(&format!("DROP DATABASE {} SYNC", other.warehouse.database())).await.unwrap();
+        let_in(&other, &sent(LATER)).await;
+        go.send(()).unwrap();
+    };
+    let first = sent(TIME);
+    let (posted, ()) = tokio::join!(lab.post(&first), made_anew);
+    posted.unwrap_err();
+    counts_once_in(&other, &["all"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,6 +1,7 @@
 //! The data path in one process on a real ClickHouse: a database of its own, Meters reconciled until they are ready.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use kubemeter::api::{Aggregation, Customer, CustomerSpec, DeletionPolicy, Meter, MeterSpec};
@@ -9,6 +10,7 @@ use kubemeter::event::{Form, parse};
 use kubemeter::metering::{Caller, Error, Ingested, Metering as _, Usage, UsageQuery};
 use kubemeter::reconcile::Reconciler;
 use kubemeter::service::Service;
+use kubemeter::telemetry::Metrics;
 use kubemeter::warehouse::{Cluster, Topology, Warehouse, WarehouseOptions};
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -25,6 +27,8 @@ pub struct Lab {
     pub reconciler: Reconciler,
     pub catalog: Catalog,
     pub service: Service<Nowhere>,
+    /// Of this gateway.
+    pub metrics: Arc<Metrics>,
     pub customers: Vec<Customer>,
 }
 
@@ -106,15 +110,10 @@ impl Lab {
         let warehouse = Warehouse::new(options);
         let catalog = Catalog::default();
         catalog.set_synced();
-        let service = Service::new(
-            Nowhere,
-            catalog.clone(),
-            warehouse.clone(),
-            std::sync::Arc::new(kubemeter::telemetry::Metrics::new().unwrap()),
-            NAMESPACE.to_owned(),
-            false,
-        );
-        Self { options: options.clone(), reconciler: Reconciler::new(warehouse.clone()), warehouse, catalog, service, customers: vec![] }
+        let metrics = Arc::new(Metrics::new().unwrap());
+        let service = Service::new(Nowhere, catalog.clone(), warehouse.clone(), Arc::clone(&metrics), NAMESPACE.to_owned(), false);
+        let reconciler = Reconciler::new(warehouse.clone());
+        Self { options: options.clone(), reconciler, warehouse, catalog, service, metrics, customers: vec![] }
     }
 
     pub fn caller() -> Caller {
@@ -158,7 +157,7 @@ impl Lab {
 
     /// Another gateway on the same ClickHouse.
     pub fn another_gateway(&self) -> Service<Nowhere> {
-        let metrics = std::sync::Arc::new(kubemeter::telemetry::Metrics::new().unwrap());
+        let metrics = Arc::new(Metrics::new().unwrap());
         Service::new(Nowhere, self.catalog.clone(), self.warehouse.clone(), metrics, NAMESPACE.to_owned(), false)
     }
 

@@ -1,50 +1,45 @@
 //! What ClickHouse did not confirm: the gateway goes on with it, also if it is never sent again.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use kubemeter::api::{Aggregation, Meter};
 use kubemeter::metering::{Error, Records as _};
-use kubemeter::service::Service;
-use kubemeter::telemetry::Metrics;
 use serde_json::{Value, json};
 
 use crate::again::assert_read_as_final;
 use crate::lab::{Lab, NAMESPACE, event, spec};
-use crate::nowhere::Nowhere;
 use crate::support::{ClickHouse, eventually};
-use crate::way::{LATER, TIME, Way};
+use crate::way::{LATER, TIME, Way, until_read};
 
-/// A lab with two Meters on a type, and a gateway whose metrics can be read.
+/// A gateway that has read what is claimed, and two Meters on a type.
 struct Two {
     lab: Lab,
-    gateway: Service<Nowhere>,
-    metrics: Arc<Metrics>,
+    way: Way,
     tables: [String; 2],
 }
 
 impl Two {
     async fn new() -> Self {
-        Self::of(Lab::new()).await
-    }
-
-    async fn of(lab: Lab) -> Self {
+        let way = Way::default();
+        let lab = Lab::on(&way.to(ClickHouse::shared().url()).await);
+        until_read(&lab, &way, || true).await;
         let table = |meter: Meter| lab.warehouse.table(&meter.status.unwrap().active.unwrap().table);
         let tables = [
-            table(lab.meter("count", spec("t", Aggregation::Count, None, &[])).await),
-            table(lab.meter("sum", spec("t", Aggregation::Sum, Some("$.v"), &[])).await),
+            table(lab.meter("count", spec("u", Aggregation::Count, None, &[])).await),
+            table(lab.meter("sum", spec("u", Aggregation::Sum, Some("$.v"), &[])).await),
         ];
-        let metrics = Arc::new(Metrics::new().unwrap());
-        let (catalog, warehouse) = (lab.catalog.clone(), lab.warehouse.clone());
-        let gateway = Service::new(Nowhere, catalog, warehouse, Arc::clone(&metrics), NAMESPACE.to_owned(), false);
-        Self { lab, gateway, metrics, tables }
+        Self { lab, way, tables }
+    }
+
+    fn left(&self) -> i64 {
+        self.lab.metrics.unfinished_events.get()
     }
 
     /// Posts an event while the disk of a table is full.
     async fn fails(&self, table: &str, sent: &Value) {
         self.fill(table, true).await;
-        let answer = Lab::post_to(&self.gateway, sent).await.unwrap_err();
+        let answer = self.lab.post(sent).await.unwrap_err();
         assert!(matches!(answer, Error::Unavailable { .. }), "{answer}");
     }
 
@@ -55,7 +50,7 @@ impl Two {
     }
 
     async fn finished(&self) {
-        eventually("nothing is left", async || (self.metrics.unfinished_events.get() == 0).then_some(())).await;
+        eventually("nothing is left", async || (self.left() == 0).then_some(())).await;
     }
 
     async fn numbers(&self) -> [String; 2] {
@@ -65,39 +60,39 @@ impl Two {
 }
 
 fn sent(time: &str, value: u32) -> Value {
-    event("e", "t", "s", time, json!({ "v": value }))
+    event("e", "u", "s", time, json!({ "v": value }))
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_not_confirmed_comes_to_all_tables_though_nobody_sends_it_again() {
     let two = Two::new().await;
     let events = two.lab.warehouse.table("events");
     for (at, table) in [&events, &two.tables[0], &two.tables[1]].into_iter().enumerate() {
         let (id, number) = (format!("e{at}"), (at + 1).to_string());
-        two.fails(table, &event(&id, "t", "s", TIME, json!({ "v": 1 }))).await;
-        assert_eq!(two.metrics.unfinished_events.get(), 1, "{table}");
+        two.fails(table, &event(&id, "u", "s", TIME, json!({ "v": 1 }))).await;
+        assert_eq!(two.left(), 1, "{table}");
         two.fill(table, false).await;
         two.finished().await;
         assert_eq!(two.numbers().await, [number.clone(), number.clone()], "{table} was full");
         let listed = two.lab.service.list_events(&Lab::caller(), Default::default(), Default::default()).await.unwrap();
-        assert_eq!(listed.items.len().to_string(), number, "{table} was full");
+        let listed = listed.items.iter().filter(|event| event.event_type == "u").count();
+        assert_eq!(listed.to_string(), number, "{table} was full");
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_in_all_tables_and_comes_late_once_more_counts_once() {
-    let way = Way::default();
-    let two = Two::of(Lab::on(&way.to(ClickHouse::shared().url()).await)).await;
-    way.loses_answers.store(true, Ordering::SeqCst);
-    Lab::post_to(&two.gateway, &sent(TIME, 1)).await.unwrap_err();
-    assert_eq!((two.metrics.unfinished_events.get(), two.numbers().await), (1, ["1", "1"].map(str::to_owned)));
-    way.loses_answers.store(false, Ordering::SeqCst);
+    let two = Two::new().await;
+    two.way.loses_answers.store(true, Ordering::SeqCst);
+    two.lab.post(&sent(TIME, 1)).await.unwrap_err();
+    assert_eq!((two.left(), two.numbers().await), (1, ["1", "1"].map(str::to_owned)));
+    two.way.loses_answers.store(false, Ordering::SeqCst);
     two.finished().await;
     assert_eq!(two.numbers().await, ["1", "1"]);
 }
 
 /// Another sending that was acknowledged meanwhile stays.
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_comes_late_takes_nothing_away() {
     let two = Two::new().await;
     let (events, other) = (two.lab.warehouse.table("events"), two.lab.another_gateway());
@@ -110,7 +105,7 @@ async fn what_comes_late_takes_nothing_away() {
     assert_eq!(two.numbers().await, acknowledged);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_purged_is_given_up() {
     let two = Two::new().await;
     two.fails(&two.tables[0], &sent(TIME, 1)).await;
@@ -119,11 +114,59 @@ async fn what_was_purged_is_given_up() {
     two.finished().await;
     assert_eq!(two.numbers().await, ["0", "0"]);
     // Its identity is free.
-    eventually("it is let in", async || Lab::post_to(&two.gateway, &sent(LATER, 7)).await.ok()).await;
+    eventually("it is let in", async || two.lab.post(&sent(LATER, 7)).await.ok()).await;
     assert_eq!(two.numbers().await, ["1", "7"]);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_purge_of_others_takes_nothing_away() {
+    let two = Two::new().await;
+    two.fails(&two.tables[0], &sent(TIME, 1)).await;
+    two.lab.warehouse.purge(NAMESPACE, &["other"], Duration::from_secs(60)).await.unwrap();
+    two.fill(&two.tables[0], false).await;
+    two.finished().await;
+    assert_eq!(two.numbers().await, ["1", "1"]);
+}
+
+/// As a view that can't take a row.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_clickhouse_refused_it_may_take_later() {
+    let two = Two::new().await;
+    let alter = async |what: &str| two.lab.warehouse.run_ddl(&format!("ALTER TABLE {} {what}", two.tables[0])).await.unwrap();
+    alter("ADD CONSTRAINT broken CHECK subject != 's'").await;
+    two.lab.post(&sent(TIME, 1)).await.unwrap_err();
+    assert_eq!(two.left(), 1);
+    alter("DROP CONSTRAINT broken").await;
+    two.finished().await;
+    assert_eq!(two.numbers().await, ["1", "1"]);
+}
+
+/// Its first sending was claimed and never stored, the second one came to `events` and no further.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_completed_half_way_comes_to_all_tables() {
+    let two = Two::new().await;
+    let events = two.lab.warehouse.table("events");
+    Lab::post_to(&two.lab.another_gateway(), &sent(TIME, 1)).await.unwrap();
+    for table in [&events, &two.tables[0], &two.tables[1]] {
+        two.lab.warehouse.run_ddl(&format!("TRUNCATE TABLE {table}")).await.unwrap();
+    }
+    two.fails(&two.tables[0], &sent(LATER, 7)).await;
+    assert_eq!(two.left(), 1);
+    two.fill(&two.tables[0], false).await;
+    two.finished().await;
+    assert_eq!(two.numbers().await, ["1", "7"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_left_when_a_gateway_ends_is_told() {
+    let two = Two::new().await;
+    two.fails(&two.tables[0], &sent(TIME, 1)).await;
+    let Lab { service, metrics, .. } = two.lab;
+    drop(service);
+    eventually("it is told", async || (metrics.abandoned_events.get() == 1 && metrics.unfinished_events.get() == 0).then_some(())).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_has_no_claims_any_more_is_given_up() {
     let two = Two::new().await;
     two.fails(&two.tables[0], &sent(TIME, 1)).await;
