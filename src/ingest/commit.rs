@@ -268,7 +268,8 @@ async fn rounds(warehouse: Warehouse, metrics: Arc<Metrics>, mut waiting: mpsc::
         match settled {
             Ok(settled) => {
                 let block = settled.block;
-                let claimed_by = block.zip(lookup.table()).map(|(block, table)| ClaimedBy { table, block });
+                let fence = settled.fence;
+                let claimed_by = block.zip(lookup.table()).map(|(block, table)| ClaimedBy { table, block, fence });
                 let is_written = write(&warehouse, &unfinished, round, settled, claimed_by, early).instrument(span).await;
                 if let (Ok(()), Some(block)) = (&is_written, block) {
                     lookup.written(block);

@@ -324,7 +324,8 @@ impl Known {
         let Identities { table, fence, parts } = warehouse.identity_parts().await?;
         self.fence = fence;
         if !self.table.goes_on(&table) {
-            // The known one stays known: another must not be taken for it the next time.
+            // The known one stays known: another must not be taken for it the next time. What was made with it is to be made again.
+            warehouse.forget_made();
             return Ok(None);
         }
         self.table = table;

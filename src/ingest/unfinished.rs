@@ -2,12 +2,12 @@
 //!
 //! Their INSERT may have reached some of its tables and not others: until they are sent again, which may never be, they would count in one
 //! Meter and not in another. So the gateway goes on by itself until all tables have them.
-//! - **New events** are inserted again. Their rows say that they may be there already, and give way to what has completed them meanwhile
-//!   ([`Row::encode`]). That is decided anew each time: under the fence of now, while no purge runs, and only of events whose identity is
-//!   claimed by the very INSERT that this gateway claimed it with. So what was purged stays away, and what somebody else has claimed since
-//!   is left to them.
-//! - **Others**, that were claimed or stored before, and all on a cluster, where INSERTs of claims have no numbers of their own: what
-//!   `events` has by then is written to all tables.
+//! - **New events** are inserted again, as they were decided on: under the same fence, and only those whose identity is claimed by the very INSERT
+//!   that this gateway claimed it with. Their rows say that they may be there already, and give way to what has completed them meanwhile
+//!   ([`Row::encode`]).
+//! - **Others**: what `events` has by then is written to all tables. So it is with what was claimed or stored before; with all once a purge has
+//!   begun, which may have removed them; and where claims have no number that this gateway knows: on a cluster, or while it has not read
+//!   yet what is claimed.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,7 +22,7 @@ use uuid::Uuid;
 use super::send::event_insert;
 use crate::telemetry::Metrics;
 use crate::warehouse::row::Row;
-use crate::warehouse::{Error, Warehouse, insert_name};
+use crate::warehouse::{Error, Fence, Warehouse, insert_name};
 
 /// Bytes of rows that are kept; a round has as many at most. What comes beyond is left to its senders.
 const ROOM: usize = 32 * 1_024 * 1_024;
@@ -40,6 +40,8 @@ const GIVE_UP: Duration = Duration::from_hours(24);
 pub(super) struct ClaimedBy {
     pub(super) table: Uuid,
     pub(super) block: u64,
+    /// Read before any of it was claimed.
+    pub(super) fence: Fence,
 }
 
 /// Takes what was not confirmed. The task that goes on with it ends with this.
@@ -64,10 +66,15 @@ struct Left {
 
 enum Events {
     /// Of one landing table, as rows that may be there already.
-    New { table: String, claimed_by: ClaimedBy, rows: Vec<(u128, Bytes)> },
+    New { table: String, claimed_by: ClaimedBy, rows: Vec<(u128, Bytes)>, of_types: OfTypes },
     /// Of one type.
-    Others { namespace: String, event_type: String, ids: Vec<u128> },
+    Others { of: Of, ids: Vec<u128> },
 }
+
+/// Namespace and type.
+type Of = (String, String);
+/// Identities by namespace and type.
+pub(super) type OfTypes = HashMap<Of, Vec<u128>>;
 
 impl Unfinished {
     /// Starts the task that goes on with what is kept.
@@ -79,14 +86,11 @@ impl Unfinished {
 
     /// Goes on with new events, of a landing table, that this gateway was the first to claim.
     pub(super) fn keep_new(&self, table: String, rows: &[&Row], claimed_by: Option<ClaimedBy>) {
-        let Some(claimed_by) = claimed_by else {
-            let mut of_types: HashMap<(String, String), Vec<u128>> = HashMap::new();
-            for row in rows {
-                let of = (row.namespace.to_string(), row.event.attributes.event_type().to_owned());
-                of_types.entry(of).or_default().push(row.identity);
-            }
-            return self.keep_others(of_types);
-        };
+        let mut of_types = OfTypes::new();
+        for row in rows {
+            of_types.entry((row.namespace.to_string(), row.event.attributes.event_type().to_owned())).or_default().push(row.identity);
+        }
+        let Some(claimed_by) = claimed_by else { return self.keep_others(of_types) };
         let bytes = rows.iter().map(|row| row.encoded_len()).sum::<usize>();
         self.keep(rows.len(), bytes, || {
             let mut encoded = Vec::with_capacity(bytes);
@@ -97,19 +101,19 @@ impl Unfinished {
             let ends: Vec<(u128, usize)> = ends.collect();
             let (encoded, mut begin) = (Bytes::from(encoded), 0);
             let rows = ends.into_iter().map(|(id, end)| (id, encoded.slice(std::mem::replace(&mut begin, end)..end)));
-            Events::New { table, claimed_by, rows: rows.collect() }
+            Events::New { table, claimed_by, rows: rows.collect(), of_types }
         });
     }
 
     /// Goes on with events that were claimed or stored before, by namespace and type.
-    pub(super) fn keep_others(&self, of_types: HashMap<(String, String), Vec<u128>>) {
-        for ((namespace, event_type), mut ids) in of_types {
+    pub(super) fn keep_others(&self, of_types: OfTypes) {
+        for (of, mut ids) in of_types {
             {
                 let kept = locked(&self.others);
                 ids.retain(|id| !kept.contains(id));
             }
             if !ids.is_empty() {
-                self.keep(ids.len(), 0, || Events::Others { namespace, event_type, ids });
+                self.keep(ids.len(), 0, || Events::Others { of, ids });
             }
         }
     }
@@ -120,9 +124,9 @@ impl Unfinished {
             return abandoned(&self.metrics, count, "too many were not confirmed to go on with all of them");
         };
         let (others, metrics) = (Arc::clone(&self.others), Arc::clone(&self.metrics));
-        let left = Left { events: events(), since: Instant::now(), others, metrics, _room: room };
-        left.set_kept(true);
+        let mut left = Left { events: events(), since: Instant::now(), others, metrics, _room: room };
         self.metrics.unfinished_events.add(left.count());
+        left.set_kept(true);
         // The task ends after this only.
         let _ = self.queue.send(left);
     }
@@ -151,16 +155,16 @@ impl Left {
         i64::try_from(self.events.count()).unwrap_or(i64::MAX)
     }
 
-    fn set_kept(&self, is_kept: bool) {
-        if let Events::Others { ids, .. } = &self.events {
-            let mut kept = locked(&self.others);
-            for id in ids {
-                if is_kept {
-                    kept.insert(*id)
-                } else {
-                    kept.remove(id)
-                };
-            }
+    /// Lets others of the same identities be kept beside it, or not; then it leaves those out that were kept meanwhile.
+    fn set_kept(&mut self, is_kept: bool) {
+        if let Events::Others { ids, .. } = &mut self.events {
+            let (mut kept, before) = (locked(&self.others), ids.len());
+            ids.retain(|id| {
+                // What is let go stays on its own list.
+                let is_new = if is_kept { kept.insert(*id) } else { !kept.remove(id) };
+                is_new || !is_kept
+            });
+            self.metrics.unfinished_events.sub(i64::try_from(before - ids.len()).unwrap_or(i64::MAX));
         }
     }
 }
@@ -181,42 +185,65 @@ impl Events {
     }
 
     /// What fails together, most probably.
-    fn place(&self) -> &str {
+    fn place(&self) -> String {
         match self {
-            Self::New { table, .. } => table,
-            Self::Others { event_type, .. } => event_type,
+            Self::New { table, .. } => table.clone(),
+            Self::Others { of: (namespace, event_type), .. } => format!("{namespace}/{event_type}"),
         }
     }
 
-    /// Writes them to all tables, but for those that are not this gateway's any more: how many it gives.
+    /// Writes them to all tables. Gives how many it could not: nobody knows any more what they were, or whether they may be there.
     async fn finish(&self, warehouse: &Warehouse) -> Result<usize, Error> {
-        let (table, claimed_by, rows) = match self {
-            Self::New { table, claimed_by, rows } => (table, claimed_by, rows),
-            Self::Others { namespace, event_type, ids } => return warehouse.write_again(namespace, event_type, ids).await.map(|()| 0),
-        };
-        // The fence first: a purge that begins after the claims were seen lets nothing in that was decided under it.
-        let (of, fence) = warehouse.identities_uuid().await?;
-        if of != claimed_by.table {
-            return Ok(rows.len());
+        match self {
+            Self::New { table, claimed_by, rows, of_types } => match insert(warehouse, table, *claimed_by, rows).await {
+                // ClickHouse has refused it, or would.
+                Ok(None) => {
+                    let mut left = 0;
+                    for (of, ids) in of_types {
+                        left += spread(warehouse, of, ids).await?;
+                    }
+                    Ok(left)
+                }
+                inserted => inserted.map(Option::unwrap_or_default),
+            },
+            Self::Others { of, ids } => spread(warehouse, of, ids).await,
         }
-        let waits = || Error::Unavailable("a purge of subjects has not ended".to_owned());
-        let fence = fence.filter(|fence| !fence.is_purging).ok_or_else(waits)?;
-        let ids: Vec<u128> = rows.iter().map(|(id, _)| *id).collect();
-        let claims = warehouse.claims_of(&ids).await?;
-        let (mut ours, mut gone) = (Vec::new(), 0);
-        for (id, row) in rows {
-            match claims.get(id) {
-                Some(claim) if claim.block == claimed_by.block => ours.extend_from_slice(row),
-                _ => gone += 1,
-            }
-        }
-        if gone < rows.len() {
-            warehouse.ensure_landing(table).await?;
-            let name = insert_name(table);
-            warehouse.insert(event_insert(table, &name, ours.len(), false, fence), std::iter::once(ours.into())).await?;
-        }
-        Ok(gone)
     }
+}
+
+/// Inserts rows of events that are still claimed as they were. Gives how many are not; None: a purge has begun since, or it is another
+/// database.
+async fn insert(warehouse: &Warehouse, table: &str, claimed_by: ClaimedBy, rows: &[(u128, Bytes)]) -> Result<Option<usize>, Error> {
+    let (of, fence) = warehouse.identities_uuid().await?;
+    if of != claimed_by.table || fence != Some(claimed_by.fence) {
+        return Ok(None);
+    }
+    let ids: Vec<u128> = rows.iter().map(|(id, _)| *id).collect();
+    let claims = warehouse.claims_of(&ids).await?;
+    let (mut ours, mut gone) = (Vec::new(), 0);
+    for (id, row) in rows {
+        match claims.get(id) {
+            Some(claim) if claim.block == claimed_by.block => ours.extend_from_slice(row),
+            _ => gone += 1,
+        }
+    }
+    if gone < rows.len() {
+        warehouse.ensure_landing(table).await?;
+        let name = insert_name(table);
+        let insert = event_insert(table, &name, ours.len(), false, claimed_by.fence);
+        match warehouse.insert(insert, std::iter::once(ours.into())).await {
+            Err(Error::Fenced(_)) => return Ok(None),
+            inserted => inserted?,
+        }
+    }
+    Ok(Some(gone))
+}
+
+/// Writes what `events` has of identities to all tables. Gives of how many it has none.
+async fn spread(warehouse: &Warehouse, (namespace, event_type): &Of, ids: &[u128]) -> Result<usize, Error> {
+    let stored = warehouse.stored_among(ids).await?;
+    warehouse.write_again(namespace, event_type, ids).await?;
+    Ok(ids.len() - stored.len())
 }
 
 /// Goes on with all that is kept, one after the other.
@@ -224,34 +251,31 @@ async fn go_on(warehouse: Warehouse, mut queue: mpsc::UnboundedReceiver<Left>) {
     while let Some(first) = queue.recv().await {
         let (mut left, mut pause) = (vec![first], SOON);
         while !left.is_empty() {
-            let (mut failing, mut later) = (HashSet::new(), Vec::new());
-            for next in left {
-                let (place, events) = (next.events.place().to_owned(), next.events.count());
-                if failing.contains(&place) {
+            let (mut failed, mut later) = (HashMap::new(), Vec::new());
+            for mut next in left {
+                let (place, events) = (next.events.place(), next.events.count());
+                if failed.contains_key(&place) {
                     later.push(next);
                     continue;
                 }
                 // What is completed from now on may come too late for it.
                 next.set_kept(false);
                 match next.events.finish(&warehouse).await {
-                    Ok(gone) => {
-                        tracing::info!(
-                            place,
-                            events = events - gone,
-                            gone,
-                            "events that were not confirmed are now, but for those that were purged"
-                        );
+                    Ok(0) => {
+                        tracing::info!(place, events, "events that were not confirmed are in all tables now");
                         pause = SOON;
                     }
+                    Ok(gone) => abandoned(&next.metrics, gone, "they were purged, or only their sender knows them"),
                     Err(why) if next.since.elapsed() > GIVE_UP => abandoned(&next.metrics, events, &why.to_string()),
                     Err(why) => {
                         tracing::debug!(%why, place, events, "events that were not confirmed are tried again later");
-                        failing.insert(place);
                         next.set_kept(true);
-                        later.push(next);
+                        failed.insert(place, next);
                     }
                 }
             }
+            // The others of its place are tried before it.
+            later.extend(failed.into_values().filter(|left| left.events.count() > 0));
             left = later;
             if !left.is_empty() {
                 tokio::time::sleep(pause).await;

@@ -77,8 +77,9 @@ impl Job {
     async fn run(&self, report: &watch::Sender<BackfillProgress>) -> Result<(), Error> {
         let months = self.warehouse.months_of(&self.note.namespace, &self.event_type).await?;
         // Of what nobody knows when it was stored, all may have come by the view.
-        let now = self.warehouse.stored_before().await?;
-        let before = self.note.before.filter(|before| now.is_some_and(|now| now.events == before.events));
+        let events = async || Ok::<_, Error>(self.warehouse.stored_before().await?.map(|now| now.events));
+        let of = events().await?;
+        let before = self.note.before.filter(|before| of == Some(before.events));
         let copied = if before.is_some() { self.note.copied.unwrap_or(0) } else { 0 };
         let before = before.unwrap_or_default();
         let months_total = i64::try_from(months.len()).unwrap_or(i64::MAX);
@@ -89,6 +90,9 @@ impl Job {
             let months_done = if copied > 0 { months_total } else { number };
             report.send_replace(BackfillProgress { table: self.table.clone(), months_done, months_total });
             if *month > self.after {
+                if events().await? != of {
+                    return Err(Error::Unavailable("another table took the place of events while it was copied".to_owned()));
+                }
                 let copy = self.warehouse.query(&self.copy).bind("month", *month).bind("copied", copied).bind("until", until);
                 let copy = copy.bind("block", before.block);
                 let copy = copy.bind("started", before.run.started_s).bind("uptime", before.run.uptime_s);

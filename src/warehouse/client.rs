@@ -432,12 +432,17 @@ impl Warehouse {
         self.made.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Makes sure of all tables again when they are next needed: these may be others.
+    pub fn forget_made(&self) {
+        *self.made() = Made::default();
+    }
+
     pub(super) async fn timed<T>(&self, deadline: Duration, call: impl Future<Output = clickhouse::error::Result<T>>) -> Result<T, Error> {
         match tokio::time::timeout(deadline, call).await {
             Ok(result) => result.map_err(Error::from).inspect_err(|error| {
-                // ClickHouse lost its tables (restored, or another one): make them again when next needed.
-                if matches!(error, Error::UnknownTable(_)) {
-                    *self.made() = Made::default();
+                // ClickHouse lost its tables (restored, or another one), or they may be others: make them again when next needed.
+                if matches!(error, Error::UnknownTable(_) | Error::Fenced(_)) {
+                    self.forget_made();
                 }
             }),
             Err(_) => Err(Error::Unavailable(format!("no answer within {} s", deadline.as_secs()))),

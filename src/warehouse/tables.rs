@@ -68,8 +68,15 @@ impl Warehouse {
         self.check_identities().await?;
         self.add_cancellation_columns().await?;
         let of = |table: &str| format!("anyIf(comment, name = '{table}')");
-        let comments = format!("SELECT {}, {} FROM system.tables WHERE database = {{database:String}}", of("events"), of("identities"));
-        let (comment, fence): (String, String) = self.query(&comments).bind("database", self.database()).one().await?;
+        let comments = format!(
+            "SELECT countIf(name IN ('events', 'identities')), {}, {} FROM system.tables WHERE database = {{database:String}}",
+            of("events"),
+            of("identities")
+        );
+        let (there, comment, fence): (u64, String, String) = self.query(&comments).bind("database", self.database()).one().await?;
+        if there < 2 {
+            return Err(Error::Unavailable("the database was dropped while its tables were made".to_owned()));
+        }
         // A database of a build without fences says none, and gets one when it is asked for ([`Self::fence`]).
         let fence = if fence.is_empty() { Fence::FIRST } else { Fence::of_comment(&fence)? };
         self.make_missing(&schema::create_completed(self.topology(), self.database(), fence)).await?;

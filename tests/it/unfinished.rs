@@ -112,18 +112,23 @@ async fn what_was_purged_is_given_up() {
     two.lab.warehouse.purge(NAMESPACE, &["s"], Duration::from_secs(60)).await.unwrap();
     two.fill(&two.tables[0], false).await;
     two.finished().await;
-    assert_eq!(two.numbers().await, ["0", "0"]);
+    assert_eq!((two.lab.metrics.abandoned_events.get(), two.numbers().await), (1, ["0", "0"].map(str::to_owned)));
     // Its identity is free.
     eventually("it is let in", async || two.lab.post(&sent(LATER, 7)).await.ok()).await;
     assert_eq!(two.numbers().await, ["1", "7"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_purge_of_others_takes_nothing_away() {
+async fn what_events_has_comes_to_all_tables_also_when_others_are_purged() {
     let two = Two::new().await;
-    two.fails(&two.tables[0], &sent(TIME, 1)).await;
+    two.way.loses_answers.store(true, Ordering::SeqCst);
+    two.lab.post(&sent(TIME, 1)).await.unwrap_err();
+    two.fill(&two.tables[1], true).await;
+    two.way.loses_answers.store(false, Ordering::SeqCst);
+    two.lab.warehouse.run_ddl(&format!("TRUNCATE TABLE {}", two.tables[1])).await.unwrap();
     two.lab.warehouse.purge(NAMESPACE, &["other"], Duration::from_secs(60)).await.unwrap();
-    two.fill(&two.tables[0], false).await;
+    assert_eq!((two.left(), two.numbers().await), (1, ["1", "0"].map(str::to_owned)));
+    two.fill(&two.tables[1], false).await;
     two.finished().await;
     assert_eq!(two.numbers().await, ["1", "1"]);
 }
