@@ -60,6 +60,8 @@ struct Left {
     events: Events,
     since: Instant,
     others: Others,
+    /// Whether its identities are among those.
+    holds: bool,
     metrics: Arc<Metrics>,
     _room: OwnedSemaphorePermit,
 }
@@ -124,9 +126,9 @@ impl Unfinished {
             return abandoned(&self.metrics, count, "too many were not confirmed to go on with all of them");
         };
         let (others, metrics) = (Arc::clone(&self.others), Arc::clone(&self.metrics));
-        let mut left = Left { events: events(), since: Instant::now(), others, metrics, _room: room };
+        let mut left = Left { events: events(), since: Instant::now(), others, holds: false, metrics, _room: room };
         self.metrics.unfinished_events.add(left.count());
-        left.set_kept(true);
+        left.hold();
         // The task ends after this only.
         let _ = self.queue.send(left);
     }
@@ -155,24 +157,33 @@ impl Left {
         i64::try_from(self.events.count()).unwrap_or(i64::MAX)
     }
 
-    /// Lets others of the same identities be kept beside it, or not; then it leaves those out that were kept meanwhile.
-    fn set_kept(&mut self, is_kept: bool) {
+    /// From now on the same others are not kept a second time. What was kept meanwhile it leaves to that.
+    fn hold(&mut self) {
+        let before = self.count();
         if let Events::Others { ids, .. } = &mut self.events {
-            let (mut kept, before) = (locked(&self.others), ids.len());
-            ids.retain(|id| {
-                // What is let go stays on its own list.
-                let is_new = if is_kept { kept.insert(*id) } else { !kept.remove(id) };
-                is_new || !is_kept
-            });
-            self.metrics.unfinished_events.sub(i64::try_from(before - ids.len()).unwrap_or(i64::MAX));
+            let mut held = locked(&self.others);
+            ids.retain(|id| held.insert(*id));
         }
+        self.holds = true;
+        self.metrics.unfinished_events.sub(before - self.count());
+    }
+
+    /// From now on the same others may be kept beside these.
+    fn release(&mut self) {
+        if let (Events::Others { ids, .. }, true) = (&self.events, self.holds) {
+            let mut held = locked(&self.others);
+            for id in ids {
+                held.remove(id);
+            }
+        }
+        self.holds = false;
     }
 }
 
 impl Drop for Left {
     fn drop(&mut self) {
         self.metrics.unfinished_events.sub(self.count());
-        self.set_kept(false);
+        self.release();
     }
 }
 
@@ -192,7 +203,7 @@ impl Events {
         }
     }
 
-    /// Writes them to all tables. Gives how many it could not: nobody knows any more what they were, or whether they may be there.
+    /// Writes them to all tables. Gives of how many it must not, or can't.
     async fn finish(&self, warehouse: &Warehouse) -> Result<usize, Error> {
         match self {
             Self::New { table, claimed_by, rows, of_types } => match insert(warehouse, table, *claimed_by, rows).await {
@@ -259,7 +270,7 @@ async fn go_on(warehouse: Warehouse, mut queue: mpsc::UnboundedReceiver<Left>) {
                     continue;
                 }
                 // What is completed from now on may come too late for it.
-                next.set_kept(false);
+                next.release();
                 match next.events.finish(&warehouse).await {
                     Ok(0) => {
                         tracing::info!(place, events, "events that were not confirmed are in all tables now");
@@ -269,7 +280,7 @@ async fn go_on(warehouse: Warehouse, mut queue: mpsc::UnboundedReceiver<Left>) {
                     Err(why) if next.since.elapsed() > GIVE_UP => abandoned(&next.metrics, events, &why.to_string()),
                     Err(why) => {
                         tracing::debug!(%why, place, events, "events that were not confirmed are tried again later");
-                        next.set_kept(true);
+                        next.hold();
                         failed.insert(place, next);
                     }
                 }
