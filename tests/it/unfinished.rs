@@ -163,6 +163,20 @@ async fn what_was_completed_half_way_comes_to_all_tables() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_sent_again_and_again_is_kept_once() {
+    let two = Two::new().await;
+    two.fails(&two.tables[0], &sent(TIME, 1)).await;
+    for _ in 0..3 {
+        two.lab.post(&sent(TIME, 1)).await.unwrap_err();
+    }
+    // Its first sending, and what came again.
+    assert_eq!(two.left(), 2);
+    two.fill(&two.tables[0], false).await;
+    two.finished().await;
+    assert_eq!(two.numbers().await, ["1", "1"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_left_when_a_gateway_ends_is_told() {
     let two = Two::new().await;
     two.fails(&two.tables[0], &sent(TIME, 1)).await;
