@@ -1,10 +1,9 @@
 //! The runs of a ClickHouse server: each gives out numbers of blocks anew, maybe from another disk. Pure.
 
-use clickhouse::Row;
 use serde::{Deserialize, Serialize};
 
 /// What a server said of its run at one moment.
-#[derive(Row, Serialize, Deserialize, Clone, Copy, Default, Debug, PartialEq, Eq)]
+#[derive(Serialize, Deserialize, Clone, Copy, Default, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct Run {
     /// When it was started, s since 1970, by its clock, which may be set meanwhile.
