@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::hash::{BuildHasher, RandomState};
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
+use std::path::Path;
 use std::process::Command;
 
 use tempfile::TempDir;
@@ -22,6 +23,9 @@ struct Own {
     environment: Environment,
     is_shard: bool,
 }
+
+/// Where one logs to, in its folder.
+const LOG: &str = "data/clickhouse.log";
 
 /// Variables of a process, besides those of the tests.
 pub type Environment = Vec<(&'static str, OsString)>;
@@ -94,9 +98,7 @@ impl ClickHouse {
 
     /// What it logged, if it is one of its own.
     pub fn log(&self) -> String {
-        let file = self.own.as_ref().map(|own| own.directory.path().join("data/clickhouse.log"));
-        let bytes = file.and_then(|file| std::fs::read(file).ok()).unwrap_or_default();
-        String::from_utf8_lossy(&bytes).into_owned()
+        self.own.as_ref().map_or_else(String::new, |own| read(&own.directory.path().join(LOG)))
     }
 
     /// Whether it has not ended.
@@ -139,7 +141,14 @@ fn run(directory: &TempDir, listen: &str, environment: &Environment) -> (Running
     let mut command = Command::new(env!("CARGO_BIN_EXE_kubemeter"));
     command.args(["clickhouse", "--stop-with-stdin", "--listen", listen, "--data-dir"]).arg(directory.path().join("data"));
     command.envs(environment.iter().cloned());
-    Running::start(&mut command, |line| line.split_once("listening on ").map(|(_, url)| url.trim().to_owned()))
+    let log = directory.path().join(LOG);
+    // A crash is told by some hundred lines: where it was, of each thread that had a part in it.
+    let last = move || read(&log).lines().filter(|line| line.contains("<Fatal>")).collect::<Vec<_>>().join("\n");
+    Running::start_logging(&mut command, |line| line.split_once("listening on ").map(|(_, url)| url.trim().to_owned()), last)
+}
+
+fn read(file: &Path) -> String {
+    String::from_utf8_lossy(&std::fs::read(file).unwrap_or_default()).into_owned()
 }
 
 /// Makes an engine listen on the port by which shards talk to each other: by itself it serves HTTP only.
