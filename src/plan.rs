@@ -8,7 +8,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::warehouse::schema::{TableNote, TableState, view};
+use crate::warehouse::layout::view;
+use crate::warehouse::note::{TableNote, TableState};
 
 /// How long a table goes on being fed and read after another took its place, in seconds.
 pub const GRACE_S: i64 = 30;

@@ -118,7 +118,9 @@ struct Sizes {
     after_stall: Duration,
     /// Stored events over which a Meter is made.
     backfill: u64,
-    /// How long ingest alone is measured.
+    /// Times that it is made, alone and beside ingest.
+    made: u64,
+    /// How long ingest alone is measured each time.
     alone: Duration,
     /// Stored events of the part `large`.
     large: u64,
@@ -137,7 +139,8 @@ const FULL: Sizes = Sizes {
     stall: Duration::from_secs(60),
     after_stall: Duration::from_secs(30),
     backfill: 10_000_000,
-    alone: Duration::from_secs(20),
+    made: 2,
+    alone: Duration::from_secs(100),
     large: 100_000_000,
 };
 
@@ -154,6 +157,7 @@ const QUICK: Sizes = Sizes {
     stall: Duration::from_secs(5),
     after_stall: Duration::from_secs(2),
     backfill: 500_000,
+    made: 1,
     alone: Duration::from_secs(3),
     large: 500_000,
 };

@@ -10,7 +10,8 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::Error;
 use crate::api::BackfillProgress;
-use crate::warehouse::schema::{self, StoredBefore, TableNote, TableState};
+use crate::warehouse::layout::view;
+use crate::warehouse::note::{StoredBefore, TableNote, TableState};
 use crate::warehouse::{BACKFILL, Warehouse};
 
 /// How long a reconcile waits for a backfill to end before it says how far it is: most end at once.
@@ -31,7 +32,7 @@ struct Running {
 pub(super) struct Job {
     pub(super) warehouse: Warehouse,
     pub(super) table: String,
-    /// Copies `{month:UInt32}`; see [`schema::Layout::backfill`].
+    /// Copies `{month:UInt32}`; see [`crate::warehouse::layout::Layout::backfill`].
     pub(super) copy: String,
     pub(super) event_type: String,
     pub(super) note: TableNote,
@@ -111,7 +112,7 @@ impl Job {
     async fn end_ahead(&self, ahead: StoredBefore) -> Result<(), Error> {
         let before = self.warehouse.stored_before().await?;
         // After `before` was read: what is in its blocks, then, was there before any view.
-        let view = schema::view(&self.table);
+        let view = view(&self.table);
         if !self.warehouse.tables_with_prefix(&view).await?.is_empty() {
             return Err(Error::Unavailable(format!("another operator has made {view} while events were copied")));
         }
@@ -121,6 +122,6 @@ impl Job {
 
     async fn note(&self, note: TableNote) -> Result<(), Error> {
         let warehouse = &self.warehouse;
-        Ok(warehouse.run_ddl(&schema::alter_note(warehouse.topology(), warehouse.database(), &self.table, &note)?).await?)
+        Ok(warehouse.run_ddl(&note.alter(warehouse.topology(), warehouse.database(), &self.table)?).await?)
     }
 }

@@ -11,7 +11,8 @@ use crate::api::{ActiveMeter, BackfillProgress, ConditionType, Conditions, Delet
 use crate::meter::{Definition, Measure};
 use crate::plan::{Observed, Step, plan};
 use crate::warehouse::Topology;
-use crate::warehouse::schema::{self, Layout, TableNote, TableState};
+use crate::warehouse::layout::{Layout, view};
+use crate::warehouse::note::{TableNote, TableState};
 
 /// How often a Meter whose table is being filled is looked at again.
 const FILLING: Duration = Duration::from_secs(1);
@@ -70,7 +71,7 @@ impl Reconciler {
         for (table, note) in &observed.tables {
             self.backfills.stop(table);
             let (topology, database) = (self.warehouse.topology(), self.warehouse.database());
-            self.warehouse.run_ddl(&topology.drop_one(database, &schema::view(table))).await?;
+            self.warehouse.run_ddl(&topology.drop_one(database, &view(table))).await?;
             match meter.spec.deletion_policy {
                 DeletionPolicy::Delete => self.warehouse.run_all_ddl(&topology.drop(database, table)).await?,
                 DeletionPolicy::Retain => self.note(table, &TableNote { state: TableState::Retained, ..note.clone() }).await?,
@@ -145,7 +146,7 @@ impl Reconciler {
                     return Err(Error::Unavailable(format!("table {table} is no longer as it was planned to be dropped")));
                 }
                 self.backfills.stop(table);
-                warehouse.run_ddl(&topology.drop_one(database, &schema::view(table))).await?;
+                warehouse.run_ddl(&topology.drop_one(database, &view(table))).await?;
                 warehouse.run_all_ddl(&topology.drop(database, table)).await?;
             }
         }
@@ -163,7 +164,7 @@ impl Reconciler {
 
     async fn note(&self, table: &str, note: &TableNote) -> Result<(), Error> {
         let warehouse = &self.warehouse;
-        Ok(warehouse.run_ddl(&schema::alter_note(warehouse.topology(), warehouse.database(), table, note)?).await?)
+        Ok(warehouse.run_ddl(&note.alter(warehouse.topology(), warehouse.database(), table)?).await?)
     }
 
     async fn ready(

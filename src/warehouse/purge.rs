@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use super::fence::{LastClaims, ShutOut};
 use super::identities::CLAIMS;
+use super::note::TableNote;
 use super::row::{IDENTITY_COLUMNS, VERSION_MARK};
-use super::schema::TableNote;
 use super::select::NIL;
 use super::sql::literal;
 use super::tables::{BACKFILL, INSERT, SUBJECTS};

@@ -11,19 +11,12 @@
 //! event past a Meter that it has not heard of yet. There is a bounded number of them ([`Landings`]), made when first needed: an
 //! INSERT pays only for the views of its own table, and event types that someone makes up can't fill ClickHouse with tables.
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Serialize};
-use uuid::Uuid;
 
-use super::counted::{copied_version, known_block, partition_key};
 use super::fence::Fence;
 use super::row::COLUMNS;
-use super::run::Run;
-use super::sql::{identifier, literal};
+use super::sql::identifier;
 use super::topology::{ShardBy, Topology};
-use crate::event::{JsonPath, plain_key};
-use crate::meter::{DecimalAggregation, Definition, Measure};
 
 /// What an event's landing table follows from: a hash of its namespace and type, and nothing else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -50,7 +43,7 @@ impl Landings {
     /// type of eight; it would cost nearly half of the INSERT.
     pub const NEW: Self = Self { landings: 8_192 };
     /// Of databases that were made before it was written down.
-    const UNSAID: Self = Self { landings: 1_024 };
+    pub(super) const UNSAID: Self = Self { landings: 1_024 };
 
     /// Reads the comment of `events`. None: it is of no build of Kubemeter up to this one.
     pub fn of_comment(comment: &str) -> Option<Self> {
@@ -108,22 +101,16 @@ const EVENT_COLUMNS: &str = "\
 
 /// What ClickHouse confirms is on the disk, not only with the operating system: an acknowledged event outlives a power
 /// cut. It costs some 2 ms an INSERT. Parts that a merge replaced are kept for minutes, so merges need no more.
-const DURABLE: &str = "fsync_after_insert = 1, fsync_part_directory = 1";
+pub(super) const DURABLE: &str = "fsync_after_insert = 1, fsync_part_directory = 1";
 
 /// How much alike in size parts must be that are merged: the greater, the more parts there are and the less often a row is
 /// written again, which is most of what ClickHouse does during ingest. Measured for 6.4 million rows in INSERTs of 16,000: with
 /// 100 a row was written again once, and 20 parts stayed; with 30 it was 1.7 times, and 7 parts.
 const MERGED_SELDOM: &str = "merge_selector_base = 100";
-/// The same for tables that usage queries read, which each part makes slower: written again 1.8 times instead of 2.8 with
-/// the default, and no more parts stay, ten of them.
-const MERGED_LESS: &str = "merge_selector_base = 12";
-
-/// A question about one subject reads a granule or two of each part for it: these are a quarter of the default's 8,192 rows.
-const SMALL_GRANULES: &str = "index_granularity = 2048";
 
 /// A month that nothing was written to for ten minutes is merged to one part: `FINAL` then has nothing to do (measured at
 /// 20 million rows: 0.17 s where many parts take 4.4 s). Exactness never depends on it.
-const MERGED_WHEN_QUIET: &str = "min_age_to_force_merge_seconds = 600, min_age_to_force_merge_on_partition_only = 1";
+pub(super) const MERGED_WHEN_QUIET: &str = "min_age_to_force_merge_seconds = 600, min_age_to_force_merge_on_partition_only = 1";
 
 /// Statements that make the database and the tables that are there once, but for [`COMPLETED`]. Each may run again. Whoever is the first to
 /// make `identities` says the fence.
@@ -239,276 +226,6 @@ fn create_like(topology: &Topology, database: &str, landing: &str, definition: &
         ),
     );
     all
-}
-
-/// What a meter table's comment says: whose it is and how far it has come. The operator trusts nothing else.
-#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
-#[serde(rename_all = "camelCase")]
-pub struct TableNote {
-    /// UID of the Meter. A table without it is never dropped or adopted.
-    pub uid: String,
-    /// The Meter's namespace.
-    pub namespace: String,
-    /// The Meter's name.
-    pub meter: String,
-    /// Where the table is in its life.
-    pub state: TableState,
-    /// What was stored before the table had a view; None: not known.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub before: Option<StoredBefore>,
-    /// Number of the last block of `events` that was copied before the table had a view, in the same life of ClickHouse as `before`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub copied: Option<u64>,
-}
-
-/// A moment in the life of `events`: what it has up to then can't have come to a table by a later view.
-#[derive(Serialize, Deserialize, Clone, Copy, Default, Debug, PartialEq, Eq)]
-#[serde(rename_all = "camelCase")]
-pub struct StoredBefore {
-    /// Number of the last INSERT.
-    pub block: u64,
-    /// That of the ClickHouse that gave it: the next one may give it a second time.
-    #[serde(flatten)]
-    pub run: Run,
-    /// The table's UUID, for one that was restored from a backup numbers anew, too. Nil in notes of builds that did not ask.
-    #[serde(default)]
-    pub events: Uuid,
-}
-
-/// A meter table's life: `Ahead → New → Filling → Live → Retired`, or `Retained` when its Meter has gone.
-#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
-#[serde(rename_all = "camelCase")]
-pub enum TableState {
-    /// Made, and nothing feeds it: what was stored before is copied first, up to this month (`yyyymm`), so that INSERTs need not pay
-    /// for a view meanwhile.
-    Ahead(u32),
-    /// Made; its view may not be there yet, and INSERTs that began before the view may still run.
-    New,
-    /// Every event from now on comes by the view; those that were not copied ahead are copied, up to this month.
-    Filling(u32),
-    /// Complete.
-    Live,
-    /// Another table answers since this time (s since 1970); gateways that don't know it yet still read this one.
-    Retired(i64),
-    /// Its Meter has gone; it stays for people.
-    Retained,
-}
-
-/// A meter table's columns, and how each is read from an event.
-pub struct Layout {
-    columns: Vec<(String, &'static str, String)>,
-    /// What [`decimal`] reads as `text`.
-    text: Option<String>,
-    namespace: String,
-    event_type: String,
-    /// The landing table that feeds it.
-    landing: String,
-    /// Days that rows stay. A longer time needs rows that are gone, so it is another table, like any other edit.
-    retention_days: Option<u32>,
-}
-
-/// Column: what is aggregated.
-const VALUE: &str = "value";
-/// Column: see [`super::row::VERSION_MARK`].
-const VERSION: &str = "version";
-/// Column: whether a backfill copied the row.
-const COPIED: &str = "copied";
-
-/// Name of the column of a group: never that of a fixed column.
-pub fn group_column(name: &str) -> String {
-    format!("group_{name}")
-}
-
-/// The stored text of a value, without the mark of a string: SQL's side of [`crate::event::Leaves`].
-fn scalar_text(path: &JsonPath) -> String {
-    let value = format!("data[{}]", literal(path.key()));
-    format!("substring({value}, 1 + startsWith({value}, '\"'))")
-}
-
-/// A number's text: for one that was sent with an exponent the plain text that the gateway wrote beside it.
-fn number_text(path: &JsonPath) -> String {
-    let plain = format!("data[{}]", literal(&plain_key(path.key())));
-    format!("if({plain} != '', {plain}, {})", scalar_text(path))
-}
-
-/// A decimal, or NULL where `text` is none or can't be kept exactly: SQL's side of [`crate::event::Decimal`]. `first` is where the text
-/// is first read.
-///
-/// `toDecimal128OrNull` cuts decimals after the twelfth, so a text must have no more that count. ClickHouse analyses a view
-/// anew for every INSERT, so the less it says the less a small INSERT costs: `text` in a SELECT of its own made one of one row 5 % dearer.
-fn decimal(first: &str) -> String {
-    format!("if(length({first}) <= 128 AND match(text, '^-?[0-9]+(\\\\.[0-9]{{1,12}}0*)?$'), toDecimal128OrNull(text, 12), NULL)")
-}
-
-impl Layout {
-    /// The table that a definition needs. Definitions that differ only in how they read one table have the same layout.
-    pub fn of(landings: Landings, namespace: &str, definition: &Definition) -> Self {
-        let mut text = None;
-        let mut columns = vec![
-            ("subject".to_owned(), "String", "subject".to_owned()),
-            ("time".to_owned(), "DateTime64(3, 'UTC')", "time".to_owned()),
-            ("id".to_owned(), "UInt128", "id".to_owned()),
-        ];
-        match &definition.measure {
-            Measure::Count => {}
-            Measure::UniqueCount(path) => {
-                let present = format!("mapContains(data, {})", literal(path.key()));
-                columns.push((VALUE.to_owned(), "Nullable(String)", format!("if({present}, {}, NULL)", scalar_text(path))));
-            }
-            Measure::Decimal(aggregation, path) => {
-                text = Some(number_text(path));
-                columns.push((VALUE.to_owned(), "Nullable(Decimal(38, 12))", decimal("text")));
-                if *aggregation == DecimalAggregation::Latest {
-                    columns.push(("source".to_owned(), "LowCardinality(String)", "source".to_owned()));
-                    columns.push(("event_id".to_owned(), "String", "event_id".to_owned()));
-                }
-            }
-        }
-        for (name, path) in &definition.group_by {
-            columns.push((group_column(name), "LowCardinality(String)", scalar_text(path)));
-        }
-        columns.push((VERSION.to_owned(), "UInt64 CODEC(Delta, ZSTD)", "version".to_owned()));
-        columns.push((COPIED.to_owned(), "UInt8", "0".to_owned()));
-        columns.push(("is_deleted".to_owned(), "UInt8", "cancellation != toUUID('00000000-0000-0000-0000-000000000000')".to_owned()));
-        Self {
-            columns,
-            text,
-            namespace: namespace.to_owned(),
-            event_type: definition.event_type.clone(),
-            landing: landings.table(Landing::of(namespace, &definition.event_type)),
-            retention_days: definition.retention_days,
-        }
-    }
-
-    /// The table's name: the Meter's UID, and a hash of all that decides what stands in it.
-    pub fn table(&self, uid: &str) -> String {
-        let mut text = format!("{}\0{}\0{:?}", self.namespace, self.event_type, self.retention_days);
-        for (name, kind, expression) in &self.columns {
-            text.push_str(&format!("\0{name}\0{kind}\0{expression}"));
-        }
-        self.text.iter().for_each(|number| text.push_str(&format!("\0{number}")));
-        text.push_str(&format!("\0{}", partition_key()));
-        if !Landings::UNSAID.have(&self.landing) {
-            // A build that knows nothing of this landing table makes a table of its own, and fills it.
-            text.push_str(&format!("\0{}", self.landing));
-        }
-        format!("meter_{}_{:016x}", uid.replace('-', ""), xxhash_rust::xxh3::xxh3_64(text.as_bytes()))
-    }
-
-    /// Statements that make the table.
-    ///
-    /// # Errors
-    /// When the note can't be written as JSON.
-    pub fn create_table(
-        &self,
-        topology: &Topology,
-        database: &str,
-        table: &str,
-        note: &TableNote,
-    ) -> Result<Vec<String>, serde_json::Error> {
-        let columns = self.columns.iter().map(|(name, kind, _)| format!("{} {kind}", identifier(name))).collect::<Vec<_>>().join(", ");
-        let ttl = self.retention_days.map(ttl).map(|ttl| format!(" TTL {ttl}")).unwrap_or_default();
-        let definition = format!(
-            "({columns}) ENGINE = ReplacingMergeTree(version, is_deleted) PARTITION BY {} \
-             ORDER BY (subject, time, id){ttl} SETTINGS {SMALL_GRANULES}, {DURABLE}, {MERGED_WHEN_QUIET}, {MERGED_LESS}",
-            partition_key()
-        );
-        Ok(topology.create(database, table, &definition, ShardBy::Subject, Some(&serde_json::to_string(note)?)))
-    }
-
-    /// The landing table that feeds the table.
-    pub fn landing(&self) -> &str {
-        &self.landing
-    }
-
-    /// Makes the view that feeds the table from its landing table; on a cluster a shard's from the shard's.
-    pub fn create_view(&self, topology: &Topology, database: &str, table: &str) -> String {
-        let db = identifier(database);
-        format!(
-            "CREATE MATERIALIZED VIEW IF NOT EXISTS {db}.{}{} TO {db}.{} AS {}",
-            identifier(&view(table)),
-            topology.on_cluster(),
-            identifier(&topology.stored(table)),
-            self.select(database, &topology.stored(&self.landing), "", |_| None)
-        )
-    }
-
-    /// Copies a month (`yyyymm`) of stored events into the table: those after block `{copied:UInt64}` and up to `{until:UInt64}`.
-    /// `{month:UInt32}` is bound, and of [`StoredBefore`] `{block:UInt64}`, `{started:Int64}` and `{uptime:Int64}`. Rows that are there already collapse
-    /// with their copies, cancelled ones come as cancelled.
-    pub fn backfill(&self, topology: &Topology, database: &str, table: &str) -> String {
-        let names = self.columns.iter().map(|(name, ..)| identifier(name)).collect::<Vec<_>>().join(", ");
-        // Each shard numbers its INSERTs; what is read there is FINAL, whichever kind it is of.
-        let block = if *topology == Topology::Single { "_block_number" } else { "toUInt64(1)" };
-        let as_copy = |name: &str| match name {
-            VERSION => Some(copied_version(block)),
-            COPIED => Some("1".to_owned()),
-            _ => None,
-        };
-        format!(
-            // Equal keys are few, and found when they are read.
-            "INSERT INTO {}.{} ({names}) SETTINGS optimize_on_insert = 0 {}",
-            identifier(database),
-            identifier(table),
-            self.select(
-                database,
-                "events",
-                &format!(
-                    " AND toYYYYMM(time) = {{month:UInt32}} AND {block} > {} AND {block} <= {{until:UInt64}}",
-                    known_block("{copied:UInt64}")
-                ),
-                as_copy
-            )
-        )
-    }
-
-    /// The one reading of events that view and backfill share, but for columns that say how a row came.
-    fn select(&self, database: &str, from: &str, and: &str, other: impl Fn(&str) -> Option<String>) -> String {
-        let columns = self.columns.iter().map(|(name, _, expression)| {
-            let expression = match &self.text {
-                Some(text) if name == VALUE => decimal(&format!("{text} AS text")),
-                _ => other(name).unwrap_or_else(|| expression.clone()),
-            };
-            format!("{expression} AS {}", identifier(name))
-        });
-        format!(
-            "SELECT {} FROM {}.{} WHERE namespace = {} AND type = {}{and}",
-            columns.collect::<Vec<_>>().join(", "),
-            identifier(database),
-            identifier(from),
-            literal(&self.namespace),
-            literal(&self.event_type)
-        )
-    }
-}
-
-/// Name of a meter table's view.
-pub fn view(table: &str) -> String {
-    format!("{table}_view")
-}
-
-fn ttl(days: u32) -> String {
-    // A DateTime ends in 2106: a sum beyond would begin again in 1970, and the row would go at once.
-    format!("toDateTime(toUInt32(least(intDiv(toUnixTimestamp64Milli(time), 1000) + {days} * 86400, 4294967295)))")
-}
-
-/// Changes what a table's comment says.
-///
-/// # Errors
-/// When the note can't be written as JSON.
-pub fn alter_note(topology: &Topology, database: &str, table: &str, note: &TableNote) -> Result<String, serde_json::Error> {
-    Ok(format!(
-        "ALTER TABLE {}.{}{} MODIFY COMMENT {}",
-        identifier(database),
-        identifier(table),
-        topology.on_cluster(),
-        literal(&serde_json::to_string(note)?)
-    ))
-}
-
-/// Group names with their columns, for queries.
-pub fn group_columns(definition: &Definition) -> BTreeMap<&str, String> {
-    definition.group_by.keys().map(|name| (name.as_str(), group_column(name))).collect()
 }
 
 #[cfg(test)]

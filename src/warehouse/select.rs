@@ -9,7 +9,7 @@ use super::sql::identifier;
 use crate::limits;
 use crate::meter::{DecimalAggregation, Definition, Measure};
 use crate::metering::{EventFilter, UsageQuery, WindowSize};
-use crate::warehouse::schema::group_column;
+use crate::warehouse::layout::group_column;
 
 /// A bound value.
 #[derive(Clone, Debug, PartialEq)]

@@ -11,7 +11,8 @@ use super::topology::{LOCAL, Topology};
 use super::{Error, Warehouse, schema};
 use crate::limits;
 use crate::warehouse::counted::counted;
-use crate::warehouse::schema::{Landings, StoredBefore};
+use crate::warehouse::note::StoredBefore;
+use crate::warehouse::schema::Landings;
 use crate::warehouse::select::subjects_of_customers;
 use crate::warehouse::sql::identifier;
 

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kubemeter::api::{Aggregation, Customer, CustomerDeletionPolicy, DeletionPolicy, Meter, MeterSpec};
 use kubemeter::metering::{CancelRequest, CancelTarget, EventRef, Metering as _, UsageQuery};
-use kubemeter::warehouse::schema;
+use kubemeter::warehouse::note::TableNote;
 use serde_json::{Value, json};
 
 use crate::lab::{Lab, NAMESPACE, event, spec, total};
@@ -284,5 +284,5 @@ async fn purging_stays_within_its_namespace() {
     lab.reconciler.forget_customer(&elsewhere).await.unwrap();
     assert_eq!(lab.number("live").await, "1");
     let note: Vec<(String, String)> = lab.warehouse.tables_with_prefix(&table(&live)).await.unwrap();
-    assert!(note.iter().any(|(_, comment)| serde_json::from_str::<schema::TableNote>(comment).is_ok()));
+    assert!(note.iter().any(|(_, comment)| serde_json::from_str::<TableNote>(comment).is_ok()));
 }

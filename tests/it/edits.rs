@@ -9,9 +9,11 @@ use kubemeter::api::{Aggregation, DeletionPolicy, Meter, MeterSpec};
 use kubemeter::event::{Form, parse};
 use kubemeter::ingest::{Judge, Judged};
 use kubemeter::metering::{Metering as _, UsageQuery};
+use kubemeter::warehouse::layout::{self, Layout};
+use kubemeter::warehouse::note::{StoredBefore, TableNote, TableState};
 use kubemeter::warehouse::row::COLUMNS;
 use kubemeter::warehouse::run::Run;
-use kubemeter::warehouse::schema::{self, Landings, StoredBefore, TableNote, TableState};
+use kubemeter::warehouse::schema::Landings;
 use kubemeter::warehouse::{Begun, Insert, Topology, insert_name};
 use serde_json::{Value, json};
 
@@ -284,15 +286,12 @@ async fn all_history_follows_each_new_spec() {
     for (table, note) in tables(&lab, &meter).await {
         if let Some(note @ TableNote { state: TableState::Retired(_), .. }) = note {
             let long_ago = TableNote { state: TableState::Retired(1), ..note };
-            lab.warehouse
-                .run_ddl(&schema::alter_note(lab.warehouse.topology(), lab.warehouse.database(), &table, &long_ago).unwrap())
-                .await
-                .unwrap();
+            lab.warehouse.run_ddl(&long_ago.alter(lab.warehouse.topology(), lab.warehouse.database(), &table).unwrap()).await.unwrap();
         }
     }
     meter = lab.settle(meter).await;
     let target = active(&meter);
-    assert_eq!(tables(&lab, &meter).await.into_keys().collect::<Vec<_>>(), [target.clone(), schema::view(&target)]);
+    assert_eq!(tables(&lab, &meter).await.into_keys().collect::<Vec<_>>(), [target.clone(), layout::view(&target)]);
     assert_eq!(lab.number("m").await, "70");
 }
 
@@ -305,7 +304,7 @@ async fn an_edit_taken_back_half_way_leaves_the_first_table_answering() {
     let next = edited(&meter, spec("t", Aggregation::Sum, Some("$.new"), &[]));
     let layout = |meter: &Meter| {
         let definition = kubemeter::meter::Definition::parse(&meter.spec).unwrap();
-        schema::Layout::of(Landings::NEW, NAMESPACE, &definition)
+        Layout::of(Landings::NEW, NAMESPACE, &definition)
     };
     let uid = meter.metadata.uid.clone().unwrap();
     let table = layout(&next).table(&uid);
@@ -356,7 +355,7 @@ async fn an_edit_taken_back_half_way_leaves_the_first_table_answering() {
         assert_read_as_final(&lab).await;
         let again = lab.settle(meter.clone()).await;
         let long_ago = TableNote { state: TableState::Retired(1), ..note.clone() };
-        lab.warehouse.run_ddl(&schema::alter_note(lab.warehouse.topology(), database, &table, &long_ago).unwrap()).await.unwrap();
+        lab.warehouse.run_ddl(&long_ago.alter(lab.warehouse.topology(), database, &table).unwrap()).await.unwrap();
         lab.settle(again).await;
         assert!(!tables(&lab, &meter).await.contains_key(&table));
     }
