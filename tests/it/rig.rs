@@ -3,8 +3,11 @@
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
 use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
 use kube::api::{Api, DeleteParams, PostParams};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
-use crate::support::{ClickHouse, ControlPlane, eventually};
+use crate::lab::new_database;
+use crate::support::{CLUSTER, ClickHouse, ControlPlane, eventually};
 
 #[tokio::test]
 async fn a_service_account_token_is_for_its_audience_only() {
@@ -56,4 +59,32 @@ async fn a_killed_clickhouse_serves_its_confirmed_rows_again() {
     clickhouse.stop();
     clickhouse.restart();
     assert_eq!(ask("SELECT count() FROM kept").await.unwrap().trim(), "1000");
+}
+
+#[tokio::test]
+async fn a_statement_that_a_shard_gives_up_ends_no_other_shard() {
+    let mut shards = ClickHouse::start_shards();
+    let database = new_database();
+    for shard in &shards {
+        for sql in [
+            format!("CREATE DATABASE {database}"),
+            format!("CREATE TABLE {database}.stored (n UInt64) ENGINE = MergeTree ORDER BY n AS SELECT number FROM numbers(100000)"),
+            format!("CREATE TABLE {database}.all AS {database}.stored ENGINE = Distributed({CLUSTER}, {database}, stored)"),
+        ] {
+            let answer = reqwest::Client::new().post(shard.url()).body(sql).send().await.unwrap();
+            assert!(answer.status().is_success(), "{}", answer.text().await.unwrap());
+        }
+    }
+    let sql = format!("SELECT n, toString(n) FROM {database}.all FORMAT RowBinary");
+    let give_up = async |turn: usize| {
+        for read in (turn..turn + 200).map(|turn| [1, 100, 5_000][turn % 3]) {
+            let mut stream = TcpStream::connect(shards[0].url().trim_start_matches("http://")).await.unwrap();
+            let request = format!("POST / HTTP/1.1\r\nHost: shard\r\nContent-Length: {}\r\n\r\n{sql}", sql.len());
+            stream.write_all(request.as_bytes()).await.unwrap();
+            let answer = stream.read(&mut vec![0; read]).await.unwrap();
+            assert!(answer > 0, "the shard closed the connection");
+        }
+    };
+    futures::future::join_all((0..8).map(give_up)).await;
+    assert!(shards.iter_mut().all(ClickHouse::runs));
 }

@@ -10,6 +10,7 @@ use std::process::Command;
 use tempfile::TempDir;
 
 use super::child::Running;
+use super::relay::relay;
 
 /// A ClickHouse: the one that `KUBEMETER_TEST_CLICKHOUSE_URL` names, else an empty one of its own that ends on drop.
 pub struct ClickHouse {
@@ -68,15 +69,17 @@ impl ClickHouse {
         })
     }
 
-    /// Starts two with other things in their `<clickhouse>`: macros, and clusters of both, given their ports.
+    /// Starts two with other things in their `<clickhouse>`: macros, and clusters of both, given the ports by which each reaches both.
     pub fn start_pair(more: impl Fn(usize, [u16; 2]) -> String) -> [Self; 2] {
         let ports = [free_port(), free_port()];
+        let relays = ports.map(relay);
         [0, 1].map(|number| {
+            let reached = [0, 1].map(|other| if other == number { ports[other] } else { relays[other] });
             let directory = tempfile::tempdir().expect("a temporary folder can be made");
             // ClickHouse reads what is in the folder beside its configuration file, too.
             let beside = directory.path().join("data/clickhouse.d");
             std::fs::create_dir_all(&beside).expect("a folder can be made");
-            let xml = format!("<clickhouse><tcp_port>{}</tcp_port>{}</clickhouse>", ports[number], more(number, ports));
+            let xml = format!("<clickhouse><tcp_port>{}</tcp_port>{}</clickhouse>", ports[number], more(number, reached));
             std::fs::write(beside.join("cluster.xml"), xml).expect("a file can be written");
             let environment = Environment::new();
             let (running, url) = run(&directory, &format!("127.0.0.1:{}", free_port()), &environment);

@@ -4,6 +4,7 @@
 mod child;
 mod control_plane;
 mod engine;
+mod relay;
 
 pub use child::Running;
 pub use control_plane::ControlPlane;
