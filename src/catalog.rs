@@ -80,7 +80,9 @@ impl Catalog {
     /// Adds or replaces a Meter.
     pub fn put_meter(&self, meter: &Meter) {
         let namespace = meter.namespace().unwrap_or_default();
-        let active = meter.status.as_ref().and_then(|s| s.active.as_ref());
+        // The table of one that is being deleted is no longer fed, or soon: its finalizer may be done, and another's may not.
+        let status = meter.status.as_ref().filter(|_| meter.metadata.deletion_timestamp.is_none());
+        let active = status.and_then(|status| status.active.as_ref());
         let active = active.and_then(|a| Some((a.table.clone(), Definition::parse_active(a).ok()?)));
         let known = Arc::new(KnownMeter {
             namespace,

@@ -1,7 +1,8 @@
 //! From what a Meter says and what ClickHouse has to the next steps. Pure.
 //!
 //! # The edit switch
-//! A Meter's tables never change what they hold: another extraction is another table (its name has the layout's hash).
+//! A Meter's tables never change what they hold: another extraction is another table (its name has the layout's hash). No name is
+//! given twice, so a gateway that has not heard that a table went finds none, and not one that is being filled anew.
 //! The new one is filled beside the old one, which answers until the new one is [`TableState::Live`]; then `status.active`
 //! names the new one, and the old one goes after [`GRACE_S`], when every gateway has heard of it. A query reads one table,
 //! so no answer is a mixture.
@@ -57,10 +58,39 @@ pub enum Step {
 pub struct Plan {
     /// In this order.
     pub steps: Vec<Step>,
-    /// Whether the target is complete once the steps are done.
+    /// Whether the target is complete. One that is revived must be seen to be there first: another operator may have dropped it.
     pub live: bool,
     /// Come again after so many seconds though nothing changes.
     pub again_s: Option<i64>,
+}
+
+/// The table that a Meter's spec needs, of those that have the layout's stem: the one that answers, else the one that has come furthest.
+/// None: there is none yet. Two operators that believe to lead may have made one each; builds before gave no ending.
+pub fn target(stem: &str, answering: Option<&str>, observed: &Observed) -> Option<String> {
+    let came = |table: &String, note: &TableNote| {
+        let (state, month) = match note.state {
+            TableState::Live => (5, 0),
+            TableState::Retired(_) => (4, 0),
+            TableState::Filling(month) => (3, month),
+            TableState::New => (2, 0),
+            TableState::Ahead(month) => (1, month),
+            TableState::Retained => (0, 0),
+        };
+        (Some(table.as_str()) == answering, state, month)
+    };
+    let found = observed.tables.iter().filter(|(table, _)| is_of(stem, table));
+    // Of equals it is the first, for all operators.
+    found.rev().max_by_key(|(table, note)| came(table, note)).map(|(table, _)| table.clone())
+}
+
+/// Whether a name is one of a layout's tables, or of their views.
+pub fn is_of(stem: &str, name: &str) -> bool {
+    name.strip_prefix(stem).is_some_and(|ending| ending.is_empty() || ending.starts_with('_'))
+}
+
+/// A name for a new table, which no other has had.
+pub fn new_table(stem: &str, nonce: u32) -> String {
+    format!("{stem}_{nonce:08x}")
 }
 
 /// Plans for a target table. `answering` is the table that the stored status names: only when that is the target do the
@@ -82,7 +112,7 @@ pub fn plan(target: &str, answering: Option<&str>, observed: &Observed, now_s: i
         Some(TableState::Retired(_)) => vec![Step::Revive],
         Some(_) => Vec::new(),
     };
-    let live = steps.iter().all(|step| *step == Step::Revive);
+    let live = steps.is_empty();
     let mut again_s = None;
     if live && answering != Some(target) {
         // Come again when the status is stored.
@@ -203,7 +233,23 @@ mod tests {
         assert_eq!(plan("a", Some("a"), &observed(&ahead, &["a"]), 0).steps, [Step::Drop("b".into())]);
         let done = [("a", TableState::Retired(0)), ("b", TableState::Live)];
         let back = plan("a", Some("a"), &observed(&done, &["a", "b"]), 5);
-        assert_eq!((back.steps, back.live), (vec![Step::Revive, Step::Retire("b".into())], true));
+        assert_eq!((back.steps, back.live), (vec![Step::Revive], false));
+        let revived = [("a", TableState::Live), ("b", TableState::Live)];
+        let seen = plan("a", Some("a"), &observed(&revived, &["a", "b"]), 5);
+        assert_eq!((seen.steps, seen.live), (vec![Step::Retire("b".into())], true));
+    }
+
+    #[test]
+    fn of_tables_of_one_layout_the_answering_one_is_gone_on_with_else_the_furthest() {
+        let of = |tables: &[(&str, TableState)], answering| target("a", answering, &observed(tables, &[]));
+        assert_eq!(of(&[], Some("a_1")), None);
+        assert_eq!(of(&[("ab", TableState::Live), ("b_1", TableState::Live)], None), None, "others");
+        let two = [("a_1", TableState::Ahead(202_601)), ("a_2", TableState::Ahead(202_602))];
+        assert_eq!(of(&two, None).as_deref(), Some("a_2"));
+        assert_eq!(of(&two, Some("a_1")).as_deref(), Some("a_1"));
+        assert_eq!(of(&[("a", TableState::New), ("a_1", TableState::New)], None).as_deref(), Some("a"));
+        assert_eq!(of(&[("a", TableState::Filling(202_612)), ("a_1", TableState::Retired(1))], None).as_deref(), Some("a_1"));
+        assert!(is_of("a", &new_table("a", 1)));
     }
 
     #[test]

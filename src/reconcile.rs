@@ -87,7 +87,8 @@ impl Reconciler {
         Self { warehouse, backfills: backfill::Backfills::default(), mended: Arc::default() }
     }
 
-    /// Looks from time to time whether landing tables take events, and mends those that do not.
+    /// Looks from time to time whether landing tables take events, and mends those that do not. Of views it looks only at the Meters':
+    /// nobody makes the standing ones again without their tables.
     async fn mend(&self) -> Result<(), Error> {
         let mended = || self.mended.lock().unwrap_or_else(PoisonError::into_inner);
         {
@@ -97,8 +98,14 @@ impl Reconciler {
             }
             *mended = Some(Instant::now());
         }
-        self.warehouse.mend_fence().await.inspect_err(|_| *mended() = None)?;
-        Ok(())
+        let mend = async {
+            for view in self.warehouse.orphaned_views().await? {
+                tracing::warn!(%view, "dropping a view whose table is gone: ClickHouse refused the events that came through it");
+                self.warehouse.run_ddl(&self.warehouse.topology().drop_one(self.warehouse.database(), &view)).await?;
+            }
+            self.warehouse.mend_fence().await
+        };
+        Ok(mend.await.inspect_err(|_| *mended() = None)?)
     }
 
     /// Reconciles with the ClickHouse that options name. It need not answer yet.

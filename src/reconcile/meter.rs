@@ -9,7 +9,7 @@ use super::backfill::Job;
 use super::{Error, Outcome, Reconciler, transition};
 use crate::api::{ActiveMeter, BackfillProgress, ConditionType, Conditions, DeletionPolicy, Meter, MeterStatus, Reason};
 use crate::meter::{Definition, Measure};
-use crate::plan::{Observed, Step, plan};
+use crate::plan::{self, Observed, Step, plan};
 use crate::warehouse::Topology;
 use crate::warehouse::layout::{Layout, view};
 use crate::warehouse::note::{TableNote, TableState};
@@ -37,17 +37,21 @@ impl Reconciler {
         let uid = meter.uid().unwrap_or_default();
         let namespace = meter.namespace().unwrap_or_default();
         let layout = Layout::of(landings, &namespace, &definition);
-        let target = layout.table(&uid);
+        let stem = layout.stem(&uid);
         let note = TableNote { uid: uid.clone(), namespace, meter: meter.name_any(), state: TableState::New, before: None, copied: None };
         let answering = meter.status.as_ref().and_then(|status| status.active.as_ref()).map(|active| active.table.as_str());
         loop {
             let observed = self.observe(&uid).await?;
-            if observed.views.contains(&target) {
+            if let Some(table) = observed.views.iter().find(|name| plan::is_of(&stem, name) && !name.ends_with(&view(""))) {
                 return Err(Error::Refused(format!(
-                    "a table {target} is there whose comment doesn't say that it is this Meter's: rename or drop it"
+                    "a table {table} is there whose comment doesn't say that it is this Meter's: rename or drop it"
                 )));
             }
+            let target = plan::target(&stem, answering, &observed).unwrap_or_else(|| plan::new_table(&stem, nonce()));
             let plan = plan(&target, answering, &observed, Timestamp::now().as_second());
+            if answering == Some(&*target) && !plan.live && plan.steps != [Step::Revive] {
+                return Ok(withdrawn(meter));
+            }
             let mut filling = None;
             for step in &plan.steps {
                 filling = self.apply(step, &target, &layout, &definition, &note, &observed).await?;
@@ -114,6 +118,8 @@ impl Reconciler {
                 warehouse.run_all_ddl(&layout.create_table(topology, database, target, &note)?).await?;
             }
             Step::Reset => {
+                // One that runs would go on after the months that it has copied, and take the table for complete.
+                self.backfills.stop(target);
                 self.on_every_shard(layout, target, note).await?;
                 self.note(target, note).await?;
             }
@@ -207,6 +213,24 @@ fn invalid(meter: &Meter, message: &str) -> Outcome<MeterStatus> {
         .build();
     let notices = transition(&before.conditions, &conditions, Reason::InvalidSpec);
     Outcome { status: MeterStatus { conditions, observed_generation: meter.metadata.generation, ..before }, notices, requeue: None }
+}
+
+/// No two tables of a Meter have the same.
+fn nonce() -> u32 {
+    uuid::Uuid::new_v4().as_fields().0
+}
+
+/// What answers has missed events: before it is filled again gateways are told not to ask it.
+fn withdrawn(meter: &Meter) -> Outcome<MeterStatus> {
+    let before = meter.status.clone().unwrap_or_default();
+    let message = "The table that answered is not complete. It is filled again; usage is answered when it is complete.";
+    let conditions = Conditions::after(&before.conditions, meter.metadata.generation, Timestamp::now())
+        .with(ConditionType::Ready, false, Reason::Backfilling, message)
+        .with(ConditionType::Reconciling, true, Reason::Backfilling, message)
+        .build();
+    let notices = transition(&before.conditions, &conditions, Reason::Backfilling);
+    let status = MeterStatus { observed_generation: meter.metadata.generation, conditions, active: None, ..before };
+    Outcome { status, notices, requeue: Some(FILLING) }
 }
 
 fn backfilling(meter: &Meter, observed: &Observed, progress: BackfillProgress) -> Outcome<MeterStatus> {

@@ -165,6 +165,10 @@ impl<R: Registry> Service<R> {
 
 /// Judges a kept reject again.
 fn again(record: &RejectRecord, judge: &mut Judge<'_>) -> Result<crate::warehouse::row::Row, (RejectCode, String)> {
+    // A list would be read as several events, and taken back as one.
+    if !record.event.trim_ascii_start().starts_with(b"{") {
+        return Err((RejectCode::InvalidEvent, "it is no JSON object: it can't become an event".to_owned()));
+    }
     let item: Option<Item> = parse(Form::Json, Bytes::from(record.event.clone())).ok().and_then(|items| items.into_iter().next());
     let item = item.ok_or_else(|| (RejectCode::InvalidEvent, "it is no JSON: it can't become an event".to_owned()))?;
     match judge.judge(item.parsed) {

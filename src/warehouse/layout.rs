@@ -103,8 +103,8 @@ impl Layout {
         }
     }
 
-    /// The table's name: the Meter's UID, and a hash of all that decides what stands in it.
-    pub fn table(&self, uid: &str) -> String {
+    /// What the names of a Meter's tables of this layout begin with: its UID, and a hash of all that decides what stands in them.
+    pub fn stem(&self, uid: &str) -> String {
         let mut text = format!("{}\0{}\0{:?}", self.namespace, self.event_type, self.retention_days);
         for (name, kind, expression) in &self.columns {
             text.push_str(&format!("\0{name}\0{kind}\0{expression}"));

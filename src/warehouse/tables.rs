@@ -1,5 +1,6 @@
 //! What the operator asks of ClickHouse: tables, claims, counts.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use uuid::Uuid;
@@ -11,6 +12,7 @@ use super::topology::{LOCAL, Topology};
 use super::{Error, Warehouse, schema};
 use crate::limits;
 use crate::warehouse::counted::counted;
+use crate::warehouse::layout::view;
 use crate::warehouse::note::StoredBefore;
 use crate::warehouse::schema::Landings;
 use crate::warehouse::select::subjects_of_customers;
@@ -160,6 +162,22 @@ impl Warehouse {
             ),
         };
         self.query(&sql).bind("database", self.database()).bind("prefix", prefix).rows().await
+    }
+
+    /// Meters' views whose table is gone, on any server: of an operator that made one while another, that believed to lead, dropped
+    /// the table. ClickHouse refuses what is inserted through them.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn orphaned_views(&self) -> Result<Vec<String>, Error> {
+        let sql = format!(
+            "SELECT DISTINCT name FROM {} WHERE database = {{database:String}} AND startsWith(name, 'meter_')",
+            self.topology().system("tables")
+        );
+        let names: BTreeSet<String> = self.query(&sql).bind("database", self.database()).rows().await?.into_iter().collect();
+        let is_orphaned =
+            |name: &&String| name.strip_suffix(&view("")).is_some_and(|table| !names.contains(&self.topology().stored(table)));
+        Ok(names.iter().filter(is_orphaned).cloned().collect())
     }
 
     /// Whether ClickHouse knows a time zone: its list may be older than ours.

@@ -159,11 +159,12 @@ impl Topology {
         }
     }
 
-    /// Statements that drop a table of [`create`](Self::create), and wait until it is gone.
+    /// Statements that drop a table of [`create`](Self::create), and wait until it is gone. The one in front goes last: as long as it
+    /// is there, what is behind it is known of.
     pub fn drop(&self, database: &str, table: &str) -> Vec<String> {
         let mut names = vec![table.to_owned()];
         if matches!(self, Self::Cluster(_)) {
-            names.push(self.stored(table));
+            names.insert(0, self.stored(table));
         }
         names.iter().map(|name| self.drop_one(database, name)).collect()
     }
@@ -252,7 +253,7 @@ mod tests {
         );
         assert_eq!(
             cluster(&[]).drop("d", "t"),
-            ["DROP TABLE IF EXISTS `d`.`t` ON CLUSTER `c` SYNC", "DROP TABLE IF EXISTS `d`.`t_local` ON CLUSTER `c` SYNC"]
+            ["DROP TABLE IF EXISTS `d`.`t_local` ON CLUSTER `c` SYNC", "DROP TABLE IF EXISTS `d`.`t` ON CLUSTER `c` SYNC"]
         );
         assert_eq!(cluster(&[]).system("tables"), "clusterAllReplicas('c', system.tables)");
     }

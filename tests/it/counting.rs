@@ -213,6 +213,19 @@ async fn what_a_meter_cannot_count_is_refused_kept_and_replayed_when_the_meter_i
     assert_eq!(lab.number("sum").await, "3");
 }
 
+/// A list in a list is one reject: replayed it would be read as several events.
+#[tokio::test]
+async fn a_reject_that_is_a_list_is_kept_whole() {
+    let lab = Lab::new();
+    lab.meter("count", spec("t", Aggregation::Count, None, &[])).await;
+    let all = [1, 2].map(|n| event(&format!("e{n}"), "t", "s", TIME, json!({})));
+    assert_eq!(lab.post(&json!([all, event("good", "t", "s", TIME, json!({}))])).await.unwrap().rejected.len(), 1);
+    let replayed = lab.service.replay_rejected(&Lab::caller(), vec![]).await.unwrap();
+    assert_eq!((replayed.accepted, replayed.rejected.len()), (0, 1));
+    assert_eq!(lab.number("count").await, "1");
+    assert_eq!(lab.service.list_rejected(&Lab::caller(), Default::default()).await.unwrap().items.len(), 1);
+}
+
 /// 48 events of 240 KiB, half of which no Meter can count: two pages of 4 MiB of either.
 #[tokio::test]
 async fn pages_of_large_events_end_before_a_thousand() {

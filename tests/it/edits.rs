@@ -5,10 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kubemeter::api::{Aggregation, DeletionPolicy, Meter, MeterSpec};
+use kubemeter::catalog::Catalog;
 use kubemeter::event::{Form, parse};
 use kubemeter::ingest::{Judge, Judged};
-use kubemeter::metering::{Metering as _, UsageQuery};
+use kubemeter::metering::{Error, Metering as _, UsageQuery};
+use kubemeter::service::Service;
+use kubemeter::telemetry::Metrics;
 use kubemeter::warehouse::layout::{self, Layout};
 use kubemeter::warehouse::note::{StoredBefore, TableNote, TableState};
 use kubemeter::warehouse::row::COLUMNS;
@@ -18,8 +22,10 @@ use kubemeter::warehouse::{Begun, Insert, Topology, insert_name};
 use serde_json::{Value, json};
 
 use crate::again::assert_read_as_final;
-use crate::lab::{Lab, NAMESPACE, event, spec, total};
-use crate::support::eventually;
+use crate::lab::{Lab, NAMESPACE, event, new_database, options, spec, total};
+use crate::nowhere::Nowhere;
+use crate::support::{ClickHouse, eventually};
+use crate::way::{Asked, Way};
 
 /// Posts batches until told to stop; counts the events that were answered Ok and those that were sent.
 struct Flow {
@@ -307,7 +313,7 @@ async fn an_edit_taken_back_half_way_leaves_the_first_table_answering() {
         Layout::of(Landings::NEW, NAMESPACE, &definition)
     };
     let uid = meter.metadata.uid.clone().unwrap();
-    let table = layout(&next).table(&uid);
+    let table = layout(&next).stem(&uid);
     let known = lab.warehouse.stored_before().await.unwrap();
     // Of a table that was restored from a backup since then, and of a ClickHouse that was started anew.
     let restored = known.map(|known| StoredBefore { block: u64::MAX, events: uuid::Uuid::nil(), ..known });
@@ -359,6 +365,106 @@ async fn an_edit_taken_back_half_way_leaves_the_first_table_answering() {
         lab.settle(again).await;
         assert!(!tables(&lab, &meter).await.contains_key(&table));
     }
+}
+
+/// What a gateway answers that has heard nothing more.
+async fn by_one_that_heard_no_more(lab: &Lab, meter: &Meter) -> Result<kubemeter::metering::Usage, Error> {
+    let (catalog, metrics) = (Catalog::default(), Arc::new(Metrics::new().unwrap()));
+    catalog.set_synced();
+    catalog.put_meter(meter);
+    let gateway = Service::new(Nowhere, catalog, lab.warehouse.clone(), metrics, NAMESPACE.to_owned(), false);
+    gateway.fetch_usage(&Lab::caller(), "m", total()).await
+}
+
+#[tokio::test]
+async fn a_table_that_is_made_again_has_another_name() {
+    let lab = Lab::new();
+    let first = lab.meter("m", spec("t", Aggregation::Sum, Some("$.old"), &[])).await;
+    lab.post(&json!((0..30).map(flowing).collect::<Vec<_>>())).await.unwrap();
+    let second = lab.settle(edited(&first, spec("t", Aggregation::Sum, Some("$.new"), &[]))).await;
+    // Retired, and its grace over.
+    let second = lab.settle(second).await;
+    let note = tables(&lab, &first).await.remove(&active(&first)).flatten().unwrap();
+    let long_ago = TableNote { state: TableState::Retired(1), ..note };
+    lab.warehouse.run_ddl(&long_ago.alter(lab.warehouse.topology(), lab.warehouse.database(), &active(&first)).unwrap()).await.unwrap();
+    let second = lab.settle(second).await;
+    assert!(!tables(&lab, &first).await.contains_key(&active(&first)));
+
+    let third = lab.settle(edited(&second, first.spec.clone())).await;
+    assert_eq!(lab.number("m").await, "30");
+    assert_ne!(active(&third), active(&first));
+    // Else it would answer from a table that is being filled.
+    assert!(matches!(by_one_that_heard_no_more(&lab, &first).await, Err(Error::Unavailable { .. })));
+    assert!(by_one_that_heard_no_more(&lab, &third).await.is_ok());
+    let mut going = third;
+    going.metadata.deletion_timestamp = Some(Time(jiff::Timestamp::now()));
+    assert!(matches!(by_one_that_heard_no_more(&lab, &going).await, Err(Error::Unavailable { .. })), "it is no longer fed");
+}
+
+#[tokio::test]
+async fn a_table_that_lost_its_view_answers_no_more_until_it_is_complete() {
+    let lab = Lab::new();
+    let meter = lab.meter("m", spec("t", Aggregation::Sum, Some("$.old"), &[])).await;
+    lab.post(&json!((0..10).map(flowing).collect::<Vec<_>>())).await.unwrap();
+    let before = tables(&lab, &meter).await;
+    lab.warehouse.run_ddl(&lab.warehouse.topology().drop_one(lab.warehouse.database(), &layout::view(&active(&meter)))).await.unwrap();
+    lab.post(&json!((10..30).map(flowing).collect::<Vec<_>>())).await.unwrap();
+    let told = lab.reconciler.meter(&meter).await.unwrap();
+    assert!(told.status.active.is_none() && told.requeue.is_some(), "gateways are told first");
+    assert_eq!(tables(&lab, &meter).await.get(&active(&meter)), before.get(&active(&meter)), "and nothing is done before");
+    let meter = lab.settle(Meter { status: Some(told.status), ..meter }).await;
+    assert_eq!(lab.number("m").await, "30");
+    assert_eq!(tables(&lab, &meter).await, before);
+}
+
+#[tokio::test]
+async fn a_view_lost_while_its_table_is_filled_is_noticed_by_who_fills_it() {
+    let way = Way::default();
+    let lab = Lab::with(&options(&way.to(ClickHouse::shared().url()).await, &new_database(), Topology::Single));
+    let warm = lab.meter("other", spec("t", Aggregation::Count, None, &[])).await;
+    let of = |id: &str, month: u8| event(id, "t", "s", &format!("2026-{month:02}-04T05:06:07Z"), json!({}));
+    lab.post(&json!([of("a", 1), of("b", 2)])).await.unwrap();
+    let meter = Meter {
+        metadata: ObjectMeta { uid: Some(uuid::Uuid::new_v4().to_string()), name: Some("m".to_owned()), ..warm.metadata.clone() },
+        status: None,
+        ..warm
+    };
+    // Both months ahead, then the first again: the second waits.
+    let mut held = way.hold(Asked::Copy);
+    let reach_the_last = async {
+        for _ in 0..3 {
+            (&mut held.0).await.unwrap();
+            let (_, go) = std::mem::replace(&mut held, way.hold(Asked::Copy));
+            go.send(()).unwrap();
+        }
+        (&mut held.0).await.unwrap();
+    };
+    let (told, ()) = tokio::join!(lab.reconciler.meter(&meter), reach_the_last);
+    let table = told.unwrap().status.backfill.unwrap().table;
+    assert_eq!(tables(&lab, &meter).await[&table].as_ref().unwrap().state, TableState::Filling(202_601));
+    lab.warehouse.run_ddl(&lab.warehouse.topology().drop_one(lab.warehouse.database(), &layout::view(&table))).await.unwrap();
+    lab.post(&of("c", 1)).await.unwrap();
+    let _ = lab.reconciler.meter(&meter).await.unwrap();
+    let _ = held.1.send(());
+    lab.settle(meter).await;
+    assert_eq!(lab.number("m").await, "3");
+}
+
+#[tokio::test]
+async fn a_view_without_its_table_goes() {
+    let lab = Lab::new();
+    let meter = lab.meter("m", spec("t", Aggregation::Count, None, &[])).await;
+    let (topology, database, table) = (lab.warehouse.topology(), lab.warehouse.database(), active(&meter));
+    for statement in topology.drop(database, &table) {
+        lab.warehouse.run_ddl(&format!("{statement} SETTINGS check_table_dependencies = 0")).await.unwrap();
+    }
+    assert!(matches!(lab.post(&flowing(0)).await, Err(Error::Unavailable { .. })), "ClickHouse takes no event of its type");
+    // As a new operator finds it: its Meter has gone, and there is another.
+    let next = Lab::with(&lab.options);
+    next.meter("other", spec("t", Aggregation::Count, None, &[])).await;
+    assert!(tables(&lab, &meter).await.is_empty());
+    next.post(&flowing(1)).await.unwrap();
+    assert_eq!(next.number("other").await, "1");
 }
 
 #[tokio::test]

@@ -38,6 +38,8 @@ pub enum Asked {
     OtherRemoval,
     /// What runs, to wait for it.
     Running,
+    /// To copy a month of stored events.
+    Copy,
 }
 
 /// Tells that something came, and waits until it may go on.
@@ -114,6 +116,7 @@ impl Way {
                 line if line.contains("INSERT+INTO") && line.contains("landing_") => Some(Asked::Landing),
                 line if line.contains("INSERT+INTO") && line.contains("completed") => Some(Asked::Completed),
                 line if line.contains("INSERT+INTO") && line.contains("identities") => Some(Asked::Claims),
+                line if line.contains("query_id=kubemeter-backfill") => Some(Asked::Copy),
                 _ if text.contains("INSERT INTO") && text.contains("SELECT DISTINCT id") => Some(Asked::Claims),
                 _ if text.contains("AS least") => Some(Asked::Look),
                 _ if text.contains("SHOW CREATE") && text.contains("identities") => Some(Asked::Table),
