@@ -85,8 +85,23 @@ impl Warehouse {
         };
         let uncounted_by =
             uncounted_by.map(|(table, definition)| Source { database: self.database(), namespace, table, definition, reading: &reading });
-        let Statement { sql, params } = select::events(self.database(), namespace, filter, uncounted_by.as_ref(), after, most + 1);
-        self.query(&sql).bind_all(params).page(most, EventRecord::bytes).await
+        let mut most_keys = most + 1;
+        loop {
+            let limits = (most + 1, most_keys);
+            let (Statement { sql, params }, count_keys) =
+                select::events(self.database(), namespace, filter, uncounted_by.as_ref(), after.clone(), limits);
+            let page = self.query(&sql).bind_all(params.clone()).page(most, EventRecord::bytes).await?;
+            // A purge takes events from `events` first: keys of these fill no page.
+            let is_whole = page.more
+                || match count_keys {
+                    Some(count) => self.query(&count).bind_all(params).one::<u64>().await? < most_keys as u64,
+                    None => true,
+                };
+            if is_whole {
+                return Ok(page);
+            }
+            most_keys *= 32;
+        }
     }
 
     /// Kept rejects after a page, which is a (received, id), oldest first; all, or the named ones.

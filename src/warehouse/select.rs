@@ -367,16 +367,18 @@ pub struct EventCursor {
 /// Subject, time and id of a page's last event.
 const AFTER: &str = "{after_subject:String}, fromUnixTimestamp64Milli({after_time:Int64}, 'UTC'), {after_id:UInt128}";
 
-/// Stored events with their state, in the order of their keys; all, or those that a Meter can't count.
+/// Stored events with their state, in the order of their keys; all, or those that a Meter can't count. Of these at most so many keys are
+/// looked up as `keys` says, and the second statement, with the same parameters, says how many there are of them.
 pub fn events(
     database: &str,
     namespace: &str,
     filter: &EventFilter,
     uncounted_by: Option<&Source<'_>>,
     after: Option<EventCursor>,
-    limit: usize,
-) -> Statement {
+    (limit, most_keys): (usize, usize),
+) -> (Statement, Option<String>) {
     let mut params = Vec::new();
+    let mut count_keys = None;
     let mut bind = |name: &str, value| params.push(Param { name: name.to_owned(), value });
     bind("namespace", Value::Text(namespace.to_owned()));
     // A Meter's table has these columns, too.
@@ -417,12 +419,13 @@ pub fn events(
             let keys: Vec<_> = keys.iter().cloned().chain(after).collect();
             let uncounted = counted(database, table, reading, &keys, &["value IS NULL".to_owned()]);
             conditions.push(format!(
-                "(subject, time, id) IN (SELECT subject, time, id FROM {uncounted} ORDER BY subject, time, id LIMIT {limit})"
+                "(subject, time, id) IN (SELECT subject, time, id FROM {uncounted} ORDER BY subject, time, id LIMIT {most_keys})"
             ));
+            count_keys = Some(format!("SELECT count() FROM (SELECT 1 FROM {uncounted} LIMIT {most_keys})"));
         }
     }
     conditions.extend(keys);
-    Statement {
+    let statement = Statement {
         sql: format!(
             "SELECT event_id, toString(source) AS source, toString(type) AS event_type, subject, toUnixTimestamp64Milli(time) AS time_ms, \
              toUnixTimestamp64Micro(received) AS received_us, CAST(mapKeys(data), 'Array(String)') AS keys, mapValues(data) AS vals, \
@@ -432,5 +435,6 @@ pub fn events(
             conditions.join(" AND ")
         ),
         params,
-    }
+    };
+    (statement, count_keys)
 }
