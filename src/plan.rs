@@ -1,8 +1,9 @@
 //! From what a Meter says and what ClickHouse has to the next steps. Pure.
 //!
 //! # The edit switch
-//! A Meter's tables never change what they hold: another extraction is another table (its name has the layout's hash). No name is
-//! given twice, so a gateway that has not heard that a table went finds none, and not one that is being filled anew.
+//! A Meter's tables never change what they hold: another extraction is another table (its name has the layout's hash),
+//! and the same one made again after an edit has another ending, so a gateway that has not heard that a table went finds none, and not one
+//! that is being filled anew. Making a table that was cut off goes on under the same name.
 //! The new one is filled beside the old one, which answers until the new one is [`TableState::Live`]; then `status.active`
 //! names the new one, and the old one goes after [`GRACE_S`], when every gateway has heard of it. A query reads one table,
 //! so no answer is a mixture.
@@ -88,9 +89,9 @@ pub fn is_of(stem: &str, name: &str) -> bool {
     name.strip_prefix(stem).is_some_and(|ending| ending.is_empty() || ending.starts_with('_'))
 }
 
-/// A name for a new table, which no other has had.
-pub fn new_table(stem: &str, nonce: u32) -> String {
-    format!("{stem}_{nonce:08x}")
+/// The name of a table that is made for a generation of a Meter's spec: an earlier one of this layout was made for another.
+pub fn new_table(stem: &str, generation: i64) -> String {
+    format!("{stem}_{generation}")
 }
 
 /// Plans for a target table. `answering` is the table that the stored status names: only when that is the target do the

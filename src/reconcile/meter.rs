@@ -38,6 +38,7 @@ impl Reconciler {
         let namespace = meter.namespace().unwrap_or_default();
         let layout = Layout::of(landings, &namespace, &definition);
         let stem = layout.stem(&uid);
+        let generation = meter.metadata.generation.unwrap_or_default();
         let note = TableNote { uid: uid.clone(), namespace, meter: meter.name_any(), state: TableState::New, before: None, copied: None };
         let answering = meter.status.as_ref().and_then(|status| status.active.as_ref()).map(|active| active.table.as_str());
         loop {
@@ -47,7 +48,7 @@ impl Reconciler {
                     "a table {table} is there whose comment doesn't say that it is this Meter's: rename or drop it"
                 )));
             }
-            let target = plan::target(&stem, answering, &observed).unwrap_or_else(|| plan::new_table(&stem, nonce()));
+            let target = plan::target(&stem, answering, &observed).unwrap_or_else(|| plan::new_table(&stem, generation));
             let plan = plan(&target, answering, &observed, Timestamp::now().as_second());
             if answering == Some(&*target) && !plan.live && plan.steps != [Step::Revive] {
                 return Ok(withdrawn(meter));
@@ -215,22 +216,9 @@ fn invalid(meter: &Meter, message: &str) -> Outcome<MeterStatus> {
     Outcome { status: MeterStatus { conditions, observed_generation: meter.metadata.generation, ..before }, notices, requeue: None }
 }
 
-/// No two tables of a Meter have the same.
-fn nonce() -> u32 {
-    uuid::Uuid::new_v4().as_fields().0
-}
-
-/// What answers has missed events: before it is filled again gateways are told not to ask it.
+/// What answers has missed events, or is gone: before it is filled again gateways are told not to ask it.
 fn withdrawn(meter: &Meter) -> Outcome<MeterStatus> {
-    let before = meter.status.clone().unwrap_or_default();
-    let message = "The table that answered is not complete. It is filled again; usage is answered when it is complete.";
-    let conditions = Conditions::after(&before.conditions, meter.metadata.generation, Timestamp::now())
-        .with(ConditionType::Ready, false, Reason::Backfilling, message)
-        .with(ConditionType::Reconciling, true, Reason::Backfilling, message)
-        .build();
-    let notices = transition(&before.conditions, &conditions, Reason::Backfilling);
-    let status = MeterStatus { observed_generation: meter.metadata.generation, conditions, active: None, ..before };
-    Outcome { status, notices, requeue: Some(FILLING) }
+    not_ready(meter, "The table that answered is not complete. It is filled again; usage is answered when it is complete.", None, None)
 }
 
 fn backfilling(meter: &Meter, observed: &Observed, progress: BackfillProgress) -> Outcome<MeterStatus> {
@@ -244,11 +232,16 @@ fn backfilling(meter: &Meter, observed: &Observed, progress: BackfillProgress) -
         "Usage is answered when it is complete."
     };
     let message = format!("Copying stored events: {} of {} months done. {until}", progress.months_done, progress.months_total);
+    not_ready(meter, &message, active, Some(progress))
+}
+
+fn not_ready(meter: &Meter, message: &str, active: Option<ActiveMeter>, backfill: Option<BackfillProgress>) -> Outcome<MeterStatus> {
+    let before = meter.status.clone().unwrap_or_default();
     let conditions = Conditions::after(&before.conditions, meter.metadata.generation, Timestamp::now())
-        .with(ConditionType::Ready, false, Reason::Backfilling, &message)
-        .with(ConditionType::Reconciling, true, Reason::Backfilling, &message)
+        .with(ConditionType::Ready, false, Reason::Backfilling, message)
+        .with(ConditionType::Reconciling, true, Reason::Backfilling, message)
         .build();
     let notices = transition(&before.conditions, &conditions, Reason::Backfilling);
-    let status = MeterStatus { observed_generation: meter.metadata.generation, conditions, active, backfill: Some(progress), ..before };
+    let status = MeterStatus { observed_generation: meter.metadata.generation, conditions, active, backfill, ..before };
     Outcome { status, notices, requeue: Some(FILLING) }
 }

@@ -367,8 +367,8 @@ pub struct EventCursor {
 /// Subject, time and id of a page's last event.
 const AFTER: &str = "{after_subject:String}, fromUnixTimestamp64Milli({after_time:Int64}, 'UTC'), {after_id:UInt128}";
 
-/// Stored events with their state, in the order of their keys; all, or those that a Meter can't count. Of these at most so many keys are
-/// looked up as `keys` says, and the second statement, with the same parameters, says how many there are of them.
+/// Stored events with their state, in the order of their keys; all, or those that a Meter can't count. Of these at most
+/// `most_keys` are looked up, and the second statement, with the same parameters, says how many there are up to that.
 pub fn events(
     database: &str,
     namespace: &str,
