@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::warehouse::layout::view;
 use crate::warehouse::note::{TableNote, TableState};
+use crate::warehouse::retention::Month;
 
 /// How long a table goes on being fed and read after another took its place, in seconds.
 pub const GRACE_S: i64 = 30;
@@ -23,6 +24,8 @@ pub struct Observed {
     pub tables: BTreeMap<String, TableNote>,
     /// Names of views.
     pub views: BTreeSet<String>,
+    /// The first month that a complete table has, by all clocks. None: it has all.
+    pub first_kept: Option<Month>,
 }
 
 /// One step; each may run again, and a plan may be cut off after any.
@@ -99,6 +102,7 @@ pub fn new_table(stem: &str, generation: i64) -> String {
 pub fn plan(target: &str, answering: Option<&str>, observed: &Observed, now_s: i64) -> Plan {
     let has_view = observed.views.contains(&view(target));
     let fill = |after| vec![Step::CreateView, Step::Fence, Step::Backfill { after }];
+    let let_go = |note: &TableNote| observed.first_kept.is_some_and(|first| !note.has(first));
     let mut steps = match observed.tables.get(target).map(|note| &note.state) {
         // What its comment says then, by whomever it was made, is what the next plan is made from.
         None => vec![Step::CreateTable],
@@ -110,6 +114,8 @@ pub fn plan(target: &str, answering: Option<&str>, observed: &Observed, now_s: i
         // Without its view it missed events since nobody knows when.
         Some(TableState::Retained) => vec![Step::Reset],
         Some(_) if !has_view => vec![Step::Reset],
+        // Clocks were wrong, and months went that are kept.
+        Some(TableState::Live | TableState::Retired(_)) if observed.tables.get(target).is_some_and(let_go) => vec![Step::Reset],
         Some(TableState::Retired(_)) => vec![Step::Revive],
         Some(_) => Vec::new(),
     };
@@ -156,10 +162,12 @@ mod tests {
             state: state.clone(),
             before: None,
             copied: None,
+            let_go: None,
         };
         Observed {
             tables: tables.iter().map(|(name, state)| ((*name).to_owned(), note(state))).collect(),
             views: views.iter().map(|v| view(v)).collect(),
+            first_kept: None,
         }
     }
 

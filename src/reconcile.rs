@@ -47,7 +47,7 @@ pub enum Error {
 impl From<warehouse::Error> for Error {
     fn from(error: warehouse::Error) -> Self {
         match error {
-            warehouse::Error::Unavailable(why) | warehouse::Error::Fenced(why) => Self::Unavailable(why),
+            warehouse::Error::Unavailable(why) | warehouse::Error::Fenced(why) | warehouse::Error::NotWhole(why) => Self::Unavailable(why),
             warehouse::Error::UnknownTable(why) | warehouse::Error::Refused(why) => Self::Refused(why),
         }
     }

@@ -209,7 +209,7 @@ pub(super) async fn retried<T, F: Future<Output = Result<T, Error>>>(
             // ClickHouse lost its tables (restored, or another one): make them again.
             Error::UnknownTable(_) => drop(warehouse.ensure_bootstrap().await?),
             Error::Unavailable(_) => {}
-            Error::Refused(_) | Error::Fenced(_) => return Err(error),
+            Error::Refused(_) | Error::Fenced(_) | Error::NotWhole(_) => return Err(error),
         }
         if Instant::now() + pause > until {
             return Err(error);

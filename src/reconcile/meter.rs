@@ -13,6 +13,7 @@ use crate::plan::{self, Observed, Step, plan};
 use crate::warehouse::Topology;
 use crate::warehouse::layout::{Layout, view};
 use crate::warehouse::note::{TableNote, TableState};
+use crate::warehouse::retention::{Kept, Month};
 
 /// How often a Meter whose table is being filled is looked at again.
 const FILLING: Duration = Duration::from_secs(1);
@@ -39,10 +40,19 @@ impl Reconciler {
         let layout = Layout::of(landings, &namespace, &definition);
         let stem = layout.stem(&uid);
         let generation = meter.metadata.generation.unwrap_or_default();
-        let note = TableNote { uid: uid.clone(), namespace, meter: meter.name_any(), state: TableState::New, before: None, copied: None };
+        let kept = self.kept(&definition).await?;
+        let note = TableNote {
+            uid: uid.clone(),
+            namespace,
+            meter: meter.name_any(),
+            state: TableState::New,
+            before: None,
+            copied: None,
+            let_go: kept.map(|kept| kept.may_go),
+        };
         let answering = meter.status.as_ref().and_then(|status| status.active.as_ref()).map(|active| active.table.as_str());
         loop {
-            let observed = self.observe(&uid).await?;
+            let observed = Observed { first_kept: kept.map(|kept| kept.first), ..self.observe(&uid).await? };
             if let Some(table) = observed.views.iter().find(|name| plan::is_of(&stem, name) && !name.ends_with(&view(""))) {
                 return Err(Error::Refused(format!(
                     "a table {table} is there whose comment doesn't say that it is this Meter's: rename or drop it"
@@ -58,6 +68,9 @@ impl Reconciler {
                 filling = self.apply(step, &target, &layout, &definition, &note, &observed).await?;
             }
             if plan.live {
+                if let (Some(kept), Some(note)) = (kept, observed.tables.get(&target)) {
+                    self.let_go(&target, note, kept.may_go).await?;
+                }
                 return self.ready(meter, &definition, target, plan.again_s).await;
             }
             if let Some(progress) = filling {
@@ -138,7 +151,8 @@ impl Reconciler {
             Step::CopyAhead { after } | Step::Backfill { after } => {
                 let copy = layout.backfill(topology, database, target);
                 let (warehouse, table, event_type) = (warehouse.clone(), target.to_owned(), definition.event_type.clone());
-                return self.backfills.advance(Job { warehouse, table, copy, event_type, note: noted.clone(), after: *after }).await;
+                let after = noted.let_go.map_or(*after, |gone| gone.max(*after));
+                return self.backfills.advance(Job { warehouse, table, copy, event_type, note: noted.clone(), after }).await;
             }
             Step::Revive => self.note(target, &TableNote { state: TableState::Live, ..noted.clone() }).await?,
             Step::Retire(table) => {
@@ -158,6 +172,29 @@ impl Reconciler {
             }
         }
         Ok(None)
+    }
+
+    /// What a Meter's retention says by now. None: all is kept, for ever.
+    async fn kept(&self, definition: &Definition) -> Result<Option<Kept>, Error> {
+        let Some(days) = definition.retention_days else { return Ok(None) };
+        let clickhouse = self.warehouse.now().await?;
+        Ok(Some(Kept::by([Timestamp::now(), clickhouse], days)))
+    }
+
+    /// Drops what a table has of months that may go. No answer is read of them from when they are noted.
+    async fn let_go(&self, table: &str, note: &TableNote, month: Month) -> Result<(), Error> {
+        let warehouse = &self.warehouse;
+        let partitions = warehouse.partitions_until(table, month).await?;
+        if partitions.is_empty() {
+            return Ok(());
+        }
+        if note.has(month) {
+            self.note(table, &TableNote { let_go: Some(month), ..note.clone() }).await?;
+        }
+        for partition in partitions {
+            warehouse.run_ddl(&Layout::drop_partition(warehouse.topology(), warehouse.database(), table, &partition)).await?;
+        }
+        Ok(())
     }
 
     /// Makes a table on the shards that lack it, because making it was cut off or the shard came back empty.

@@ -14,6 +14,7 @@ use super::{Service, invalid};
 use crate::event::identity;
 use crate::metering::{Caller, CancelRequest, CancelTarget, CancellationRecord, Cancelled, Error, EventRef};
 use crate::registry::Registry;
+use crate::warehouse::Asked;
 use crate::warehouse::row::Turn;
 use crate::warehouse::select::{self, Source};
 
@@ -25,20 +26,28 @@ impl<R: Registry> Service<R> {
             self.warehouse.await_turns().await?;
         }
         let id = Uuid::now_v7();
-        let (target, not_found) = match &request.target {
-            CancelTarget::Events(events) => self.by_identity(namespace, events).await?,
+        let (target, not_found, asked) = match &request.target {
+            CancelTarget::Events(events) => {
+                let (target, not_found) = self.by_identity(namespace, events).await?;
+                (target, not_found, None)
+            }
             CancelTarget::Filter { meter_id, query } => {
                 let meter = self.known_meter(namespace, meter_id)?;
                 let (table, definition) = active(&meter)?;
                 check_names(definition, query)?;
                 let reading = self.warehouse.reading_of_rows(table, query).await?;
-                let source = Source { database: self.warehouse.database(), namespace, table, definition, reading: &reading };
+                let source =
+                    Source { database: self.warehouse.database(), namespace, table, definition, reading: &reading, now: Timestamp::now() };
                 let keys = select::counted_keys(&source, query);
-                (select::cancel_by_keys(self.warehouse.database(), namespace, &definition.event_type, keys), Vec::new())
+                let target = select::cancel_by_keys(self.warehouse.database(), namespace, &definition.event_type, keys);
+                (target, Vec::new(), Some(Asked::of(&source, query.from)))
             }
         };
         if request.dry_run {
             let cancelled = self.warehouse.count_to_cancel(target).await?;
+            if let Some(asked) = &asked {
+                self.warehouse.check_whole(asked).await?;
+            }
             return Ok(Cancelled { cancellation_id: None, cancelled, not_found, dry_run: true });
         }
         let (warehouse, namespace, cancelled_by) = (self.warehouse.clone(), namespace.to_owned(), caller.name.clone());
@@ -53,6 +62,10 @@ impl<R: Registry> Service<R> {
                 }
             }
             let noted = warehouse.note_to_cancel(target, &namespace, id).await?;
+            // What a filter hits is all that the Meter counts, or nothing.
+            if let Some(asked) = &asked {
+                warehouse.check_whole(asked).await?;
+            }
             let (created_at, reason) = (Timestamp::now(), request.reason);
             let mut record = CancellationRecord {
                 cancellation_id: id,

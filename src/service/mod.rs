@@ -101,6 +101,10 @@ impl From<warehouse::Error> for Error {
             warehouse::Error::UnknownTable(_) => {
                 Self::Unavailable { message: "a table is being made or replaced at this moment".to_owned(), retry_after: 2 }
             }
+            warehouse::Error::NotWhole(why) => {
+                tracing::warn!(%why, "a question is not answered: if this goes on the gateway doesn't hear of Meters (kubemeter_watch_age_seconds), or clocks differ");
+                Self::Unavailable { message: "the meter's table is not complete at this moment".to_owned(), retry_after: 5 }
+            }
             warehouse::Error::Fenced(why) => {
                 tracing::info!(%why, "events are to be sent again, for a purge has begun since they came");
                 Self::Unavailable { message: "a purge of a customer's events has begun since these came".to_owned(), retry_after: 1 }

@@ -18,7 +18,7 @@ use crate::meter::Definition;
 use crate::metering::{Error, Usage, UsageQuery, UsageRow};
 use crate::registry::Registry;
 use crate::warehouse::{
-    self,
+    self, Asked,
     counted::Reading,
     select::{self, Source, UsageRecord},
 };
@@ -34,7 +34,7 @@ impl<R: Registry> Service<R> {
         let (table, definition) = active(&meter)?;
         check_names(definition, &query)?;
         let reading = self.warehouse.reading_for(table, &query).await?;
-        let source = Source { database: self.warehouse.database(), namespace, table, definition, reading: &reading };
+        let source = Source { database: self.warehouse.database(), namespace, table, definition, reading: &reading, now: Timestamp::now() };
         let records = match self.records(&source, &query).await {
             // Something was written again since then. What ClickHouse refuses for another reason it refuses in this way, too.
             Err(warehouse::Error::Refused(_)) if matches!(reading, Reading::FirstsAlone | Reading::BySubject(_)) => {
@@ -52,6 +52,7 @@ impl<R: Registry> Service<R> {
             }
             records => records?,
         };
+        self.warehouse.check_whole(&Asked::of(&source, query.from)).await?;
         if records.len() as u64 > limits::USAGE_ROWS {
             return Err(invalid(
                 "too_many_rows",

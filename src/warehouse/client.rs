@@ -83,6 +83,9 @@ pub enum Error {
     /// A table is missing that is made on demand, or was dropped a moment ago.
     #[error("ClickHouse has no such table: {0}")]
     UnknownTable(String),
+    /// A Meter's table has not all that is stored: what was read of it may be too little.
+    #[error("{0}")]
+    NotWhole(String),
     /// A purge has begun since it was decided what to write: nothing was written. It has to be decided anew.
     #[error("a purge of subjects has begun since these events came, so ClickHouse refused them: send them again ({0})")]
     Fenced(String),
@@ -212,6 +215,13 @@ impl Query<'_> {
     #[must_use]
     pub fn named(mut self, prefix: &str) -> Self {
         self.inner = self.inner.with_setting("query_id", format!("{prefix}-{}", uuid::Uuid::new_v4()));
+        self
+    }
+
+    /// Drops what there is, however large: ClickHouse refuses over 50 GB, for people who err.
+    #[must_use]
+    pub fn of_any_size(mut self) -> Self {
+        self.inner = self.inner.with_setting("max_table_size_to_drop", "0").with_setting("max_partition_size_to_drop", "0");
         self
     }
 

@@ -111,6 +111,8 @@ impl Layout {
         }
         self.text.iter().for_each(|number| text.push_str(&format!("\0{number}")));
         text.push_str(&format!("\0{}", partition_key()));
+        // Builds before had ClickHouse remove rows, by its clock.
+        self.retention_days.iter().for_each(|_| text.push_str("\0by month"));
         if !Landings::UNSAID.have(&self.landing) {
             // A build that knows nothing of this landing table makes a table of its own, and fills it.
             text.push_str(&format!("\0{}", self.landing));
@@ -130,10 +132,9 @@ impl Layout {
         note: &TableNote,
     ) -> Result<Vec<String>, serde_json::Error> {
         let columns = self.columns.iter().map(|(name, kind, _)| format!("{} {kind}", identifier(name))).collect::<Vec<_>>().join(", ");
-        let ttl = self.retention_days.map(ttl).map(|ttl| format!(" TTL {ttl}")).unwrap_or_default();
         let definition = format!(
             "({columns}) ENGINE = ReplacingMergeTree(version, is_deleted) PARTITION BY {} \
-             ORDER BY (subject, time, id){ttl} SETTINGS {SMALL_GRANULES}, {DURABLE}, {MERGED_WHEN_QUIET}, {MERGED_LESS}",
+             ORDER BY (subject, time, id) SETTINGS {SMALL_GRANULES}, {DURABLE}, {MERGED_WHEN_QUIET}, {MERGED_LESS}",
             partition_key()
         );
         Ok(topology.create(database, table, &definition, ShardBy::Subject, Some(&serde_json::to_string(note)?)))
@@ -154,6 +155,12 @@ impl Layout {
             identifier(&topology.stored(table)),
             self.select(database, &topology.stored(&self.landing), "", |_| None)
         )
+    }
+
+    /// Drops a partition, by the id that ClickHouse gives it.
+    pub fn drop_partition(topology: &Topology, database: &str, table: &str, partition: &str) -> String {
+        let (database, table) = (identifier(database), identifier(&topology.stored(table)));
+        format!("ALTER TABLE {database}.{table}{} DROP PARTITION ID {}", topology.on_cluster(), literal(partition))
     }
 
     /// Copies a month (`yyyymm`) of stored events into the table: those after block `{copied:UInt64}` and up to `{until:UInt64}`.
@@ -208,11 +215,6 @@ impl Layout {
 /// Name of a meter table's view.
 pub fn view(table: &str) -> String {
     format!("{table}_view")
-}
-
-fn ttl(days: u32) -> String {
-    // A DateTime ends in 2106: a sum beyond would begin again in 1970, and the row would go at once.
-    format!("toDateTime(toUInt32(least(intDiv(toUnixTimestamp64Milli(time), 1000) + {days} * 86400, 4294967295)))")
 }
 
 /// Group names with their columns, for queries.

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::client::Rows;
 use super::counted::Reading;
 use super::select::{self, EventCursor, Source, Statement};
-use super::{Error, Warehouse};
+use super::{Asked, Error, Warehouse};
 use crate::meter::Definition;
 use crate::metering::EventFilter;
 
@@ -83,8 +83,10 @@ impl Warehouse {
             Some((table, _)) => self.reading_of_all(table).await?,
             None => Reading::Final,
         };
-        let uncounted_by =
-            uncounted_by.map(|(table, definition)| Source { database: self.database(), namespace, table, definition, reading: &reading });
+        let uncounted_by = uncounted_by.map(|(table, definition)| {
+            let now = Timestamp::now();
+            Source { database: self.database(), namespace, table, definition, reading: &reading, now }
+        });
         let mut most_keys = most + 1;
         loop {
             let limits = (most + 1, most_keys);
@@ -98,6 +100,9 @@ impl Warehouse {
                     None => true,
                 };
             if is_whole {
+                if let Some(source) = &uncounted_by {
+                    self.check_whole(&Asked::of(source, filter.from)).await?;
+                }
                 return Ok(page);
             }
             most_keys *= 32;

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::retention::Month;
 use super::run::Run;
 use super::sql::{identifier, literal};
 use super::topology::Topology;
@@ -25,9 +26,22 @@ pub struct TableNote {
     /// Number of the last block of `events` that was copied before the table had a view, in the same life of ClickHouse as `before`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub copied: Option<u64>,
+    /// The last month of which rows may be gone, by the Meter's [retention](super::retention), or were never copied. None: all are there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub let_go: Option<Month>,
 }
 
 impl TableNote {
+    /// Whether a table that has its view has every event that is stored, from a month on.
+    pub fn is_whole(&self, from: Month) -> bool {
+        matches!(self.state, TableState::Live | TableState::Retired(_)) && self.has(from)
+    }
+
+    /// Whether no month from this one on was let go.
+    pub fn has(&self, from: Month) -> bool {
+        self.let_go.is_none_or(|gone| gone < from)
+    }
+
     /// Makes a table's comment say it.
     ///
     /// # Errors

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 use moka::future::Cache;
 
 use super::client::PARAM_BYTES;
 use super::counted::{Reading, count_rows, estimate_by_subject, subjects_again};
+use super::retention::month_of;
 use super::topology::Topology;
 use super::{Error, Warehouse};
 use crate::metering::UsageQuery;
@@ -105,10 +105,6 @@ impl Warehouse {
 
 /// The first and the last month (`yyyymm`) of a time.
 fn months(from: Option<Timestamp>, to: Option<Timestamp>) -> (u32, u32) {
-    let month = |time: Timestamp| {
-        let date = time.to_zoned(TimeZone::UTC);
-        u32::from(date.year().max(0).unsigned_abs()) * 100 + u32::from(date.month().unsigned_abs())
-    };
     let last = |to: Timestamp| to.checked_sub(SignedDuration::from_nanos(1)).unwrap_or(to);
-    (from.map_or(0, month), to.map_or(u32::MAX, |to| month(last(to))))
+    (from.map_or(0, month_of), to.map_or(u32::MAX, |to| month_of(last(to))))
 }

@@ -1,10 +1,12 @@
 //! Questions as SQL text with bound values. Pure: text depends only on a Meter's definition and on which parts of a
 //! question are there; what a request says goes into [`Param`]s.
 
+use jiff::Timestamp;
 use serde::Serialize;
 
 use super::counted::{AGAIN, MONTH_OF_PARTITION, Reading, begins_month, counted, counted_by_subject};
 use super::identities::CHUNK;
+use super::retention::{is_kept, kept_since};
 use super::sql::identifier;
 use crate::limits;
 use crate::meter::{DecimalAggregation, Definition, Measure};
@@ -90,18 +92,21 @@ pub struct Source<'a> {
     pub definition: &'a Definition,
     /// How it is read.
     pub reading: &'a Reading,
+    /// When the question came, by the gateway's clock.
+    pub now: Timestamp,
 }
 
 /// Conditions on the rows that a question is about, and their values: those on what all rows of a key share, and others. What
 /// usage counts and what a cancellation by filter hits is the same.
 fn conditions(source: &Source<'_>, query: &UsageQuery, params: &mut Vec<Param>) -> (Vec<String>, Vec<String>) {
-    let Source { database, namespace, definition, .. } = *source;
+    let Source { database, namespace, definition, now, .. } = *source;
     let (mut keys, mut others) = (Vec::new(), Vec::new());
     let mut bind = |name: &str, value| params.push(Param { name: name.to_owned(), value });
     bind("namespace", Value::Text(namespace.to_owned()));
     if let Some(days) = definition.retention_days {
-        // Rows go some hours after their time, those of each kind by themselves: a cancellation may go before what it cancels.
-        keys.push(format!("time >= fromUnixTimestamp64Milli((toInt64(toUnixTimestamp(now())) - {days} * 86400 + 1) * 1000, 'UTC')"));
+        // Partitions go later, those of each kind by themselves: a cancellation may go before what it cancels.
+        bind("kept_since", Value::Int(ceil_ms(kept_since(now, days))));
+        keys.push(is_kept(days));
     }
     for (name, comparison, time) in [("from", ">=", query.from), ("to", "<", query.to)] {
         let Some(time) = time else { continue };
@@ -136,7 +141,7 @@ fn conditions(source: &Source<'_>, query: &UsageQuery, params: &mut Vec<Param>) 
 const YEAR_ONE: i64 = -62_135_596_800_000;
 
 /// Stored times are whole milliseconds, so a bound between two of them is the later one, for `>=` and for `<`.
-fn ceil_ms(time: jiff::Timestamp) -> i64 {
+fn ceil_ms(time: Timestamp) -> i64 {
     let ms = time.as_millisecond();
     if i128::from(ms) * 1_000_000 < time.as_nanosecond() { ms + 1 } else { ms }.max(YEAR_ONE)
 }

@@ -40,7 +40,7 @@ impl Warehouse {
     /// See [`Error`].
     pub async fn run_ddl(&self, statement: &str) -> Result<(), Error> {
         for query in self.query_each(statement) {
-            query.within(DDL).run().await?;
+            query.within(DDL).of_any_size().run().await?;
         }
         Ok(())
     }

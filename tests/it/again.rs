@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use jiff::{SignedDuration, Timestamp};
-use kubemeter::api::{Aggregation, MeterSpec};
+use jiff::Timestamp;
+use kubemeter::api::Aggregation;
 use kubemeter::meter::Definition;
 use kubemeter::metering::{UsageQuery, WindowSize};
 use kubemeter::warehouse::Topology;
@@ -243,8 +243,14 @@ async fn each_way_to_read_a_table_finds_the_same() {
     };
     let of_customers = question(&["customer"], None);
     let records = async |reading: &Reading, query: &UsageQuery| {
-        let source =
-            Source { database: lab.warehouse.database(), namespace: NAMESPACE, table: &active.table, definition: &definition, reading };
+        let source = Source {
+            database: lab.warehouse.database(),
+            namespace: NAMESPACE,
+            table: &active.table,
+            definition: &definition,
+            reading,
+            now: Timestamp::now(),
+        };
         let statement = select::usage(&source, query, 7);
         lab.warehouse.query(&statement.sql).bind_all(statement.params).rows::<UsageRecord>().await
     };
@@ -334,22 +340,4 @@ async fn each_way_to_read_a_table_finds_the_same() {
     same(&[Reading::ByKind, Reading::BySubject(all.into())]).await;
     let later = UsageQuery { from: of_customers.to, to: None, ..of_customers.clone() };
     assert_eq!(lab.warehouse.reading_for(&active.table, &later).await.unwrap(), Reading::FirstsAlone, "nothing is of these months");
-}
-
-/// What is past the retention is in no number, whichever of its rows ClickHouse has let go.
-#[tokio::test]
-async fn what_is_past_the_retention_is_not_read() {
-    let lab = Lab::new();
-    let kept = MeterSpec { retention: Some("30d".to_owned()), ..spec("t", Aggregation::Sum, Some("$.v"), &[]) };
-    let meter = lab.meter("sum", kept).await;
-    let table = lab.warehouse.table(&meter.status.unwrap().active.unwrap().table);
-    // All rows are there for as long as no merge lets them go.
-    let stored =
-        if *lab.warehouse.topology() == Topology::Single { table.clone() } else { table.trim_end_matches('`').to_owned() + "_local`" };
-    lab.warehouse.run_ddl(&format!("SYSTEM STOP TTL MERGES {stored}")).await.unwrap();
-    let past = |days: i64| (Timestamp::now() - SignedDuration::from_hours(24 * days)).to_string();
-    let events = [(1, 29), (10, 31), (100, 0)].map(|(v, days)| event(&v.to_string(), "t", "s", &past(days), json!({"v": v})));
-    lab.post(&json!(events)).await.unwrap();
-    let all = lab.warehouse.query(&format!("SELECT toString(sum(value)) FROM {table}")).one::<Option<String>>().await.unwrap();
-    assert_eq!((lab.number("sum").await.as_str(), all.as_deref()), ("101", Some("111")));
 }

@@ -7,12 +7,9 @@ use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kubemeter::api::{Aggregation, DeletionPolicy, Meter, MeterSpec};
-use kubemeter::catalog::Catalog;
 use kubemeter::event::{Form, parse};
 use kubemeter::ingest::{Judge, Judged};
 use kubemeter::metering::{Error, Metering as _, UsageQuery};
-use kubemeter::service::Service;
-use kubemeter::telemetry::Metrics;
 use kubemeter::warehouse::layout::{self, Layout};
 use kubemeter::warehouse::note::{StoredBefore, TableNote, TableState};
 use kubemeter::warehouse::row::COLUMNS;
@@ -22,8 +19,8 @@ use kubemeter::warehouse::{Begun, Insert, Topology, insert_name};
 use serde_json::{Value, json};
 
 use crate::again::assert_read_as_final;
+use crate::behind::{number, that_knows};
 use crate::lab::{Lab, NAMESPACE, event, new_database, options, spec, total};
-use crate::nowhere::Nowhere;
 use crate::support::{ClickHouse, eventually};
 use crate::way::{Asked, Way};
 
@@ -331,7 +328,7 @@ async fn an_edit_taken_back_half_way_leaves_the_first_table_answering() {
         (TableState::Filling(202_603), true, known, None),
     ] {
         let (namespace, name) = (NAMESPACE.to_owned(), "m".to_owned());
-        let note = TableNote { uid: uid.clone(), namespace, meter: name, state: state.clone(), before, copied };
+        let note = TableNote { uid: uid.clone(), namespace, meter: name, state: state.clone(), before, copied, let_go: None };
         let database = lab.warehouse.database();
         let half = async || {
             lab.warehouse
@@ -367,15 +364,6 @@ async fn an_edit_taken_back_half_way_leaves_the_first_table_answering() {
     }
 }
 
-/// What a gateway answers that has heard nothing more.
-async fn by_one_that_heard_no_more(lab: &Lab, meter: &Meter) -> Result<kubemeter::metering::Usage, Error> {
-    let (catalog, metrics) = (Catalog::default(), Arc::new(Metrics::new().unwrap()));
-    catalog.set_synced();
-    catalog.put_meter(meter);
-    let gateway = Service::new(Nowhere, catalog, lab.warehouse.clone(), metrics, NAMESPACE.to_owned(), false);
-    gateway.fetch_usage(&Lab::caller(), "m", total()).await
-}
-
 #[tokio::test]
 async fn a_table_that_is_made_again_has_another_name() {
     let lab = Lab::new();
@@ -394,11 +382,11 @@ async fn a_table_that_is_made_again_has_another_name() {
     assert_eq!(lab.number("m").await, "30");
     assert_ne!(active(&third), active(&first));
     // Else it would answer from a table that is being filled.
-    assert!(matches!(by_one_that_heard_no_more(&lab, &first).await, Err(Error::Unavailable { .. })));
-    assert!(by_one_that_heard_no_more(&lab, &third).await.is_ok());
+    assert!(matches!(number(&that_knows(&lab, &first)).await, Err(Error::Unavailable { .. })));
+    assert!(number(&that_knows(&lab, &third)).await.is_ok());
     let mut going = third;
     going.metadata.deletion_timestamp = Some(Time(jiff::Timestamp::now()));
-    assert!(matches!(by_one_that_heard_no_more(&lab, &going).await, Err(Error::Unavailable { .. })), "it is no longer fed");
+    assert!(matches!(number(&that_knows(&lab, &going)).await, Err(Error::Unavailable { .. })), "it is no longer fed");
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@ mod support;
 
 mod again;
 mod begun;
+mod behind;
 mod catalog;
 mod chart;
 mod chart_rights;
@@ -32,6 +33,7 @@ mod outside;
 mod parity;
 mod registry;
 mod replicas;
+mod retention;
 mod rig;
 mod rights;
 mod secrets;

@@ -5,7 +5,6 @@
 mod support;
 
 mod calendar;
-mod clock;
 mod events;
 mod faults;
 mod generate;

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use super::clock::Clock;
 use super::world::control_plane;
+use crate::support::Clock;
 
 /// How long a process may take to end when it is asked to.
 const END: Duration = Duration::from_secs(60);

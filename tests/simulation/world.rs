@@ -11,11 +11,10 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::sync::OnceCell;
 
-use super::clock::Clock;
 use super::history::{GATEWAYS, Part, SPACES};
 use super::process::Process;
 use super::proxy::Proxy;
-use crate::support::{ClickHouse, ControlPlane, eventually, free_port};
+use crate::support::{ClickHouse, Clock, ControlPlane, eventually, free_port};
 
 /// How long a request may take while nothing fails.
 const PATIENCE: Duration = Duration::from_secs(60);

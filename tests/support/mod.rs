@@ -2,11 +2,13 @@
 #![allow(dead_code, unused_imports, reason = "the rig is whole, whichever part of it the tests use")]
 
 mod child;
+mod clock;
 mod control_plane;
 mod engine;
 mod relay;
 
 pub use child::Running;
+pub use clock::Clock;
 pub use control_plane::ControlPlane;
 pub use engine::{CLUSTER, ClickHouse, Environment, free_port};
 

@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::support::Environment;
+use super::Environment;
 
 const SOURCE: &str = include_str!("clock.c");
 

@@ -1,0 +1,111 @@
+//! What a Meter's `retention` lets go, and that no wrong clock lets more go.
+
+use jiff::{SignedDuration, Timestamp};
+use kubemeter::api::{Aggregation, Meter, MeterSpec};
+use kubemeter::warehouse::Topology;
+use kubemeter::warehouse::note::TableNote;
+use kubemeter::warehouse::retention::{may_go, month_of};
+use serde_json::json;
+
+use crate::behind::{answers_nothing, number, that_knows};
+use crate::lab::{Lab, event, spec};
+use crate::support::{ClickHouse, Clock, eventually};
+
+fn kept(days: u32) -> MeterSpec {
+    MeterSpec { retention: Some(format!("{days}d")), ..spec("t", Aggregation::Sum, Some("$.v"), &[]) }
+}
+
+/// Posts an event of each value, which many days ago.
+async fn post(lab: &Lab, values: &[(i64, i64)]) {
+    let past = |days: i64| (Timestamp::now() - SignedDuration::from_hours(24 * days)).to_string();
+    let events: Vec<_> = values.iter().map(|(v, days)| event(&format!("{v} {days}"), "t", "s", &past(*days), json!({"v": v}))).collect();
+    lab.post(&json!(events)).await.unwrap();
+}
+
+fn table(meter: &Meter) -> String {
+    meter.status.as_ref().unwrap().active.as_ref().unwrap().table.clone()
+}
+
+/// What stands in the Meter's table, whether any number has it or not.
+async fn stored(lab: &Lab, meter: &Meter) -> String {
+    let sum = format!("SELECT toString(sum(value)) FROM {} FINAL", lab.warehouse.table(&table(meter)));
+    lab.warehouse.query(&sum).one::<Option<String>>().await.unwrap().unwrap_or_default()
+}
+
+async fn note(lab: &Lab, meter: &Meter) -> TableNote {
+    let notes = lab.warehouse.tables_with_prefix(&table(meter)).await.unwrap();
+    notes.iter().find(|(name, _)| *name == table(meter)).map(|(_, note)| serde_json::from_str(note).unwrap()).unwrap()
+}
+
+/// What is past the retention is in no number, and goes when its whole month is.
+#[tokio::test]
+async fn what_is_past_is_not_read_and_goes_by_months() {
+    for lab in [Lab::new(), Lab::on_shards(ClickHouse::shared_shards())] {
+        let meter = lab.meter("m", kept(30)).await;
+        post(&lab, &[(1, 29), (10, 31), (100, 0), (1_000, 100), (10_000, 200)]).await;
+        assert_eq!((lab.number("m").await.as_str(), stored(&lab, &meter).await.as_str()), ("101", "11111"));
+        // A repetition is of another kind of rows, and so of another partition.
+        post(&lab, &[(1_000, 100)]).await;
+        let meter = lab.settle(meter).await;
+        assert_eq!(note(&lab, &meter).await.let_go, Some(may_go(Timestamp::now(), 30)));
+        assert!(["101", "111"].contains(&&*stored(&lab, &meter).await), "of last month all or none");
+        assert_eq!(lab.number("m").await, "101");
+        // What comes later goes, too, and a new table begins without.
+        post(&lab, &[(2_000, 100)]).await;
+        let meter = lab.settle(meter).await;
+        assert!(["101", "111"].contains(&&*stored(&lab, &meter).await));
+        let mut other = kept(31);
+        other.aggregation = Aggregation::Max;
+        let other = lab.meter("other", other).await;
+        assert!(["101", "111"].contains(&&*stored(&lab, &other).await));
+        assert_eq!(lab.number("other").await, "100");
+    }
+}
+
+/// ClickHouse's clock is a year ahead, whatever ClickHouse does by itself meanwhile.
+#[tokio::test]
+async fn a_clock_that_is_ahead_lets_nothing_go() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut clock = Clock::new(folder.path(), "clickhouse");
+    let clickhouse = ClickHouse::start_own_with(clock.environment());
+    let lab = Lab::on(clickhouse.url());
+    let meter = lab.meter("m", kept(30)).await;
+    post(&lab, &[(1, 1), (10, 29), (100, 0)]).await;
+    clock.set(365 * 86_400);
+    eventually("ClickHouse's clock is ahead", async || {
+        (lab.warehouse.now().await.unwrap() > Timestamp::now() + SignedDuration::from_hours(24)).then_some(())
+    })
+    .await;
+    let meter = lab.settle(meter).await;
+    lab.warehouse.run_ddl(&format!("OPTIMIZE TABLE {} FINAL", lab.warehouse.table(&table(&meter)))).await.unwrap();
+    let settled = lab.settle(meter.clone()).await;
+    assert_eq!((table(&settled), note(&lab, &meter).await.let_go), (table(&meter), Some(may_go(Timestamp::now(), 30))));
+    assert_eq!((lab.number("m").await.as_str(), stored(&lab, &meter).await.as_str()), ("111", "111"));
+    clock.set(0);
+    assert_eq!(lab.number("m").await, "111");
+}
+
+/// All clocks were a year ahead, and are right again: what went is not missing in a number, and comes back.
+#[tokio::test]
+async fn what_wrong_clocks_let_go_comes_back() {
+    let lab = Lab::new();
+    let meter = lab.meter("m", kept(30)).await;
+    post(&lab, &[(1, 1), (10, 29), (100, 0)]).await;
+    let (topology, database) = (lab.warehouse.topology(), lab.warehouse.database());
+    let gone = may_go(Timestamp::now() + SignedDuration::from_hours(365 * 24), 30);
+    let wrong = TableNote { let_go: Some(gone), ..note(&lab, &meter).await };
+    lab.warehouse.run_ddl(&wrong.alter(topology, database, &table(&meter)).unwrap()).await.unwrap();
+    for partition in lab.warehouse.partitions_until(&table(&meter), gone).await.unwrap() {
+        let drop = kubemeter::warehouse::layout::Layout::drop_partition(topology, database, &table(&meter), &partition);
+        lab.warehouse.run_ddl(&drop).await.unwrap();
+    }
+    assert_eq!(stored(&lab, &meter).await, if *topology == Topology::Single { "" } else { "0" }.to_owned());
+    let behind = that_knows(&lab, &meter);
+    assert!(answers_nothing(&behind).await);
+    let told = lab.reconciler.meter(&meter).await.unwrap();
+    assert!(told.status.active.is_none() && told.requeue.is_some(), "gateways are told first");
+    assert!(answers_nothing(&behind).await);
+    let meter = lab.settle(Meter { status: Some(told.status), ..meter }).await;
+    assert_eq!((lab.number("m").await.as_str(), number(&behind).await.unwrap().as_str()), ("111", "111"));
+    assert!(note(&lab, &meter).await.let_go.is_some_and(|gone| gone < month_of(Timestamp::now())));
+}
