@@ -210,6 +210,22 @@ mod tests {
     }
 
     #[test]
+    fn a_table_that_let_go_what_is_kept_is_filled_again() {
+        for (state, let_go, first_kept, is_whole) in [
+            (TableState::Live, Some(202_601), Some(202_602), true),
+            (TableState::Live, Some(202_602), Some(202_602), false),
+            (TableState::Retired(0), Some(202_602), Some(202_601), false),
+            (TableState::Live, Some(202_602), None, true),
+            (TableState::Live, None, Some(1), true),
+        ] {
+            let mut observed = Observed { first_kept, ..observed(&[("b", state)], &["b"]) };
+            observed.tables.values_mut().for_each(|note| note.let_go = let_go);
+            let plan = plan("b", Some("b"), &observed, 0);
+            assert_eq!((plan.live, plan.steps == [Step::Reset]), (is_whole, !is_whole), "{observed:?}");
+        }
+    }
+
+    #[test]
     fn a_table_that_got_a_view_while_it_was_copied_ahead_is_filled_again() {
         let fed = plan("b", Some("b"), &observed(&[("b", TableState::Ahead(202_601))], &["b"]), 0);
         assert_eq!((fed.steps, fed.live), (vec![Step::Reset], false));
