@@ -62,6 +62,23 @@ async fn what_is_past_is_not_read_and_goes_by_months() {
     }
 }
 
+/// ClickHouse refuses to drop what is over 50 GB, unless it is told that this is meant. Here it is all that is over a byte.
+#[tokio::test]
+async fn what_goes_may_be_large() {
+    let clickhouse = ClickHouse::start_own_configured(
+        "<max_table_size_to_drop>1</max_table_size_to_drop><max_partition_size_to_drop>1</max_partition_size_to_drop>",
+    );
+    let lab = Lab::on(clickhouse.url());
+    let meter = lab.meter("m", kept(30)).await;
+    post(&lab, &[(1, 0), (1_000, 100)]).await;
+    let plainly = format!("DROP TABLE {} SYNC", lab.warehouse.table(&table(&meter)));
+    assert!(lab.warehouse.query(&plainly).run().await.unwrap_err().to_string().contains("max_[table/partition]_size_to_drop"));
+    let meter = lab.settle(meter).await;
+    assert_eq!(stored(&lab, &meter).await, "1");
+    lab.reconciler.forget_meter(&meter).await.unwrap();
+    assert_eq!(lab.warehouse.tables_with_prefix("meter_").await.unwrap(), []);
+}
+
 /// ClickHouse's clock is a year ahead, whatever ClickHouse does by itself meanwhile.
 #[tokio::test]
 async fn a_clock_that_is_ahead_lets_nothing_go() {

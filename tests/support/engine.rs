@@ -56,7 +56,17 @@ impl ClickHouse {
 
     /// The same, with an environment of its own.
     pub fn start_own_with(environment: Environment) -> Self {
+        Self::start_in(tempfile::tempdir().expect("a temporary folder can be made"), environment)
+    }
+
+    /// The same, with other things in its `<clickhouse>`.
+    pub fn start_own_configured(xml: &str) -> Self {
         let directory = tempfile::tempdir().expect("a temporary folder can be made");
+        configure(&directory, xml);
+        Self::start_in(directory, Environment::new())
+    }
+
+    fn start_in(directory: TempDir, environment: Environment) -> Self {
         let (running, url) = run(&directory, &format!("127.0.0.1:{}", free_port()), &environment);
         Self { url, own: Some(Own { running, directory, environment, is_shard: false }) }
     }
@@ -76,11 +86,7 @@ impl ClickHouse {
         [0, 1].map(|number| {
             let reached = [0, 1].map(|other| if other == number { ports[other] } else { relays[other] });
             let directory = tempfile::tempdir().expect("a temporary folder can be made");
-            // ClickHouse reads what is in the folder beside its configuration file, too.
-            let beside = directory.path().join("data/clickhouse.d");
-            std::fs::create_dir_all(&beside).expect("a folder can be made");
-            let xml = format!("<clickhouse><tcp_port>{}</tcp_port>{}</clickhouse>", ports[number], more(number, reached));
-            std::fs::write(beside.join("cluster.xml"), xml).expect("a file can be written");
+            configure(&directory, &format!("<tcp_port>{}</tcp_port>{}", ports[number], more(number, reached)));
             let environment = Environment::new();
             let (running, url) = run(&directory, &format!("127.0.0.1:{}", free_port()), &environment);
             listen_to_shards(&url);
@@ -138,6 +144,13 @@ impl ClickHouse {
     fn own(&mut self) -> &mut Own {
         self.own.as_mut().expect("a test that ends its ClickHouse starts it by start_own")
     }
+}
+
+/// Puts something into the configuration: ClickHouse reads what is in the folder beside its configuration file, too.
+fn configure(directory: &TempDir, xml: &str) {
+    let beside = directory.path().join("data/clickhouse.d");
+    std::fs::create_dir_all(&beside).expect("a folder can be made");
+    std::fs::write(beside.join("more.xml"), format!("<clickhouse>{xml}</clickhouse>")).expect("a file can be written");
 }
 
 fn run(directory: &TempDir, listen: &str, environment: &Environment) -> (Running, String) {
