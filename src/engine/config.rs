@@ -2,14 +2,19 @@
 
 use std::path::Path;
 
+/// How much of the disk stays free, bytes.
+const KEPT_FREE: u64 = 256 * 1_024 * 1_024;
+
 /// The configuration file's text.
 pub(super) fn xml(folder: &Path) -> String {
     let log = escape(&folder.join("clickhouse.log").display().to_string());
     // The free entries that merges and mutations wait for must fit the small pool (pool × ratio = 8); their defaults are
     // for one of 32, and forced merges of quiet partitions would never start.
     // Statistics of every column, which no query of ours uses, would cost a third of all merges.
+    // INSERTs and merges are refused while others leave so little of the disk that one of them might fill it.
     format!(
         "<clickhouse>
+  <storage_configuration><disks><default><keep_free_space_bytes>{KEPT_FREE}</keep_free_space_bytes></default></disks></storage_configuration>
   <timezone>UTC</timezone>
   <logger><log>{log}</log><console>0</console><size>10M</size><count>2</count></logger>
   <log-level>error</log-level>

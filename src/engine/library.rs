@@ -1,4 +1,4 @@
-//! The engine's library: where it is, and the one call into it. The crate's only `unsafe`.
+//! The engine's library: where it is, and the one call into it. With [`super::writes`] the crate's only `unsafe`.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
@@ -47,6 +47,8 @@ impl Library {
         // or the one whose hash the set-up checked.
         #[allow(unsafe_code)]
         let library = Box::leak(Box::new(unsafe { libloading::Library::new(file) }.map_err(unusable)?));
+        #[cfg(target_os = "linux")]
+        super::writes::arm();
         // SAFETY: the types are those of the library's header, `chdb.h`; the symbols live as long as the leaked library.
         #[allow(unsafe_code)]
         unsafe {

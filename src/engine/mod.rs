@@ -8,6 +8,8 @@ mod library;
 mod lock;
 mod process;
 mod serve;
+#[cfg(target_os = "linux")]
+mod writes;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

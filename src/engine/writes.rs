@@ -1,0 +1,49 @@
+//! Ends the process when it can't write, before it says that it has written.
+//!
+//! ClickHouse throws when a write fails. Its library leaves that out and goes on: on a full disk it would confirm an INSERT, or put a merged
+//! part in the place of its sources, of which nothing is on the disk. So the library's `write` is this one, which lets a failure
+//! be a crash: what was not confirmed counts once at most, what was stored before is there.
+
+use std::ffi::{c_int, c_long, c_void};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Whether the library is loaded: a gateway must not end because its log's disk is full.
+static ARMED: AtomicBool = AtomicBool::new(false);
+
+/// From now on a failure to write a file is the end.
+pub(super) fn arm() {
+    ARMED.store(true, Ordering::Relaxed);
+}
+
+/// What a write to a file fails with that a write to a connection does not: no space, no quota, too large, the device.
+const LOST: [c_int; 4] = [libc::ENOSPC, libc::EDQUOT, libc::EFBIG, libc::EIO];
+
+/// The C library's `write`, in whose place the dynamic linker puts this one: the program's symbols go before those of libraries.
+///
+/// # Safety
+/// That of `write(2)`: `bytes` points to `count` bytes.
+#[allow(unsafe_code)]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn write(file: c_int, bytes: *const c_void, count: usize) -> isize {
+    // SAFETY: these are the arguments of `write(2)`, which the caller answers for.
+    let written = unsafe { libc::syscall(libc::SYS_write, c_long::from(file), bytes, count) };
+    if written < 0 && ARMED.load(Ordering::Relaxed) {
+        // Read before anything else can set it.
+        let why = std::io::Error::last_os_error();
+        let code = why.raw_os_error().unwrap_or_default();
+        if LOST.contains(&code) && !is_of_no_consequence(file) {
+            eprintln!("ClickHouse can't write to its data folder ({why}): it ends here rather than lose what it was told to keep");
+            std::process::abort();
+        }
+        // SAFETY: it is this thread's.
+        unsafe { *libc::__errno_location() = code };
+    }
+    written as isize
+}
+
+/// Whether it is no file of data: what is said to people, and the log.
+fn is_of_no_consequence(file: c_int) -> bool {
+    let path = std::fs::read_link(Path::new("/proc/self/fd").join(file.to_string())).unwrap_or_default();
+    file <= 2 || path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("clickhouse.log"))
+}
