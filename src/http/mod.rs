@@ -8,6 +8,7 @@ mod accept;
 mod call;
 mod cancel;
 mod customers;
+mod encoding;
 mod events;
 mod forms;
 mod meters;
@@ -28,11 +29,10 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::http::StatusCode;
-use axum::middleware::{from_fn_with_state, map_response};
+use axum::middleware::{from_fn_with_state, map_request, map_response};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use tower_http::catch_panic::CatchPanicLayer;
-use tower_http::decompression::RequestDecompressionLayer;
 use tower_http::timeout::TimeoutLayer;
 
 pub use openapi::openapi;
@@ -102,7 +102,7 @@ pub fn router<S: Metering + Records>(service: Arc<S>, options: HttpOptions) -> R
 /// Wraps routes in what every request passes; the last is the outermost.
 fn with_layers(routes: Router, options: &HttpOptions) -> Router {
     routes
-        .layer(RequestDecompressionLayer::new().gzip(true).zstd(true))
+        .layer(map_request(encoding::decompress))
         .layer(TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, options.request_timeout))
         .layer(CatchPanicLayer::custom(panicked))
         .layer(map_response(problem::from_framework))

@@ -58,6 +58,17 @@ async fn compressed_bodies_are_taken() {
         assert_eq!(send(&fake, request).await.status, 202);
         assert!(fake.last().contains("items=2 "), "{}", fake.last());
     }
+    // Each as several, one after the other, and an empty one.
+    let halves = EVENTS.split_at(EVENTS.len() / 2);
+    let parts = [halves.0, "", halves.1].map(str::as_bytes);
+    let zstd = parts.map(|part| zstd::encode_all(part, 3).unwrap()).concat();
+    for (encoding, mut body) in [("gzip", parts.map(gzip).concat()), ("zstd", zstd)] {
+        let fake = Arc::new(Fake::default());
+        assert_eq!(send(&fake, encoded(encoding, body.clone())).await.status, 202, "{encoding}");
+        assert!(fake.last().contains("items=2 "), "{encoding}: {}", fake.last());
+        body.extend(b"what is no part");
+        send(&fake, encoded(encoding, body)).await.problem(400, "unreadable_body");
+    }
     let fake = Arc::new(Fake::default());
     let answer = send(&fake, encoded("br", EVENTS.into())).await;
     answer.problem(415, "unsupported_encoding");
