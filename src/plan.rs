@@ -1,9 +1,10 @@
 //! From what a Meter says and what ClickHouse has to the next steps. Pure.
 //!
 //! # The edit switch
-//! A Meter's tables never change what they hold: another extraction is another table (its name has the layout's hash),
-//! and the same one made again after an edit has another ending, so a gateway that has not heard that a table went finds none, and not one
-//! that is being filled anew. Making a table that was cut off goes on under the same name.
+//! A Meter's tables never change what they hold: another extraction is another table (its name has the layout's hash). And a table that
+//! has missed events is never filled again: another takes its place, whose name has another ending, as one has that is made again after
+//! an edit was taken back. So a gateway that has not heard of it finds the table that it knows incomplete, or none, for ever, and not one
+//! that was filled while it read. Making a table that was cut off goes on under the same name.
 //! The new one is filled beside the old one, which answers until the new one is [`TableState::Live`]; then `status.active`
 //! names the new one, and the old one goes after [`GRACE_S`], when every gateway has heard of it. A query reads one table,
 //! so no answer is a mixture.
@@ -38,8 +39,6 @@ pub enum Step {
         /// The last month that is copied.
         after: u32,
     },
-    /// Note the target as [`TableState::New`] again: it has missed events, and any that is copied may be there.
-    Reset,
     /// Make the target's view.
     CreateView,
     /// Wait for INSERTs that began before the view, then note [`TableState::Filling`].
@@ -68,8 +67,29 @@ pub struct Plan {
     pub again_s: Option<i64>,
 }
 
-/// The table that a Meter's spec needs, of those that have the layout's stem: the one that answers, else the one that has come furthest.
-/// None: there is none yet. Two operators that believe to lead may have made one each; builds before gave no ending.
+/// Whether a table has missed events, or lacks months that are kept, so that it can never be complete.
+fn is_spoiled(table: &str, note: &TableNote, observed: &Observed) -> bool {
+    let has_view = observed.views.contains(&view(table));
+    match note.state {
+        // Another operator believed to lead, too, and was quicker: what the view has brought may be copied as well.
+        TableState::Ahead(_) => has_view,
+        // All that is stored is copied after there is a view.
+        TableState::New => false,
+        // Without its view it missed events since nobody knows when.
+        TableState::Filling(_) => !has_view,
+        // Were clocks wrong, months went that are kept.
+        TableState::Live | TableState::Retired(_) => !has_view || observed.first_kept.is_some_and(|first| !note.has(first)),
+        TableState::Going | TableState::Retained => true,
+    }
+}
+
+/// Whether what is read of a table may be answered.
+pub fn can_answer(table: &str, observed: &Observed) -> bool {
+    observed.tables.get(table).is_some_and(|note| note.is_complete() && !is_spoiled(table, note, observed))
+}
+
+/// The table that a Meter's spec needs, of those that have the layout's stem and can be complete: the one that answers, else the one that
+/// has come furthest. None: there is none yet. Two operators that believe to lead may have made one each; builds before gave no ending.
 pub fn target(stem: &str, answering: Option<&str>, observed: &Observed) -> Option<String> {
     let came = |table: &String, note: &TableNote| {
         let (state, month) = match note.state {
@@ -78,11 +98,11 @@ pub fn target(stem: &str, answering: Option<&str>, observed: &Observed) -> Optio
             TableState::Filling(month) => (3, month),
             TableState::New => (2, 0),
             TableState::Ahead(month) => (1, month),
-            TableState::Retained => (0, 0),
+            TableState::Going | TableState::Retained => (0, 0),
         };
         (Some(table.as_str()) == answering, state, month)
     };
-    let found = observed.tables.iter().filter(|(table, _)| is_of(stem, table));
+    let found = observed.tables.iter().filter(|(table, note)| is_of(stem, table) && !is_spoiled(table, note, observed));
     // Of equals it is the first, for all operators.
     found.rev().max_by_key(|(table, note)| came(table, note)).map(|(table, _)| table.clone())
 }
@@ -92,32 +112,34 @@ pub fn is_of(stem: &str, name: &str) -> bool {
     name.strip_prefix(stem).is_some_and(|ending| ending.is_empty() || ending.starts_with('_'))
 }
 
-/// The name of a table that is made for a generation of a Meter's spec: an earlier one of this layout was made for another.
-pub fn new_table(stem: &str, generation: i64) -> String {
-    format!("{stem}_{generation}")
+/// The name of a table that is made for a generation of a Meter's spec: an earlier one of this layout was made for another, or was spoiled,
+/// and is there or was said to answer until now. Then it has a number, too.
+pub fn new_table(stem: &str, generation: i64, answering: Option<&str>, observed: &Observed) -> String {
+    let first = format!("{stem}_{generation}");
+    let number = |name: &str| match name.strip_prefix(&first)? {
+        "" => Some(1_u64),
+        ending => ending.strip_prefix('_')?.parse().ok(),
+    };
+    let last = observed.tables.keys().map(String::as_str).chain(answering).filter_map(number).max();
+    last.map_or(first.clone(), |last| format!("{first}_{}", last.saturating_add(1)))
 }
 
 /// Plans for a target table. `answering` is the table that the stored status names: only when that is the target do the
 /// others go, for gateways read what the stored status says.
 pub fn plan(target: &str, answering: Option<&str>, observed: &Observed, now_s: i64) -> Plan {
-    let has_view = observed.views.contains(&view(target));
+    debug_assert!(
+        observed.tables.get(target).is_none_or(|note| !is_spoiled(target, note, observed)),
+        "{target} would be filled, or answer, though it has missed events"
+    );
     let fill = |after| vec![Step::CreateView, Step::Fence, Step::Backfill { after }];
-    let let_go = |note: &TableNote| observed.first_kept.is_some_and(|first| !note.has(first));
     let mut steps = match observed.tables.get(target).map(|note| &note.state) {
         // What its comment says then, by whomever it was made, is what the next plan is made from.
         None => vec![Step::CreateTable],
-        Some(TableState::Ahead(after)) if !has_view => vec![Step::CopyAhead { after: *after }],
-        // Another operator believed to lead, too, and was quicker: what the view has brought may be copied as well.
-        Some(TableState::Ahead(_)) => vec![Step::Reset],
+        Some(TableState::Ahead(after)) => vec![Step::CopyAhead { after: *after }],
         Some(TableState::New) => fill(0),
-        Some(TableState::Filling(after)) if has_view => vec![Step::Backfill { after: *after }],
-        // Without its view it missed events since nobody knows when.
-        Some(TableState::Retained) => vec![Step::Reset],
-        Some(_) if !has_view => vec![Step::Reset],
-        // Clocks were wrong, and months went that are kept.
-        Some(TableState::Live | TableState::Retired(_)) if observed.tables.get(target).is_some_and(let_go) => vec![Step::Reset],
+        Some(TableState::Filling(after)) => vec![Step::Backfill { after: *after }],
         Some(TableState::Retired(_)) => vec![Step::Revive],
-        Some(_) => Vec::new(),
+        Some(TableState::Live | TableState::Going | TableState::Retained) => Vec::new(),
     };
     let live = steps.is_empty();
     let mut again_s = None;
@@ -127,13 +149,15 @@ pub fn plan(target: &str, answering: Option<&str>, observed: &Observed, now_s: i
     } else if live {
         for (table, note) in observed.tables.iter().filter(|(table, _)| *table != target) {
             match note.state {
+                // Nothing is answered of it any more.
+                _ if note.state != TableState::Retained && is_spoiled(table, note, observed) => steps.push(Step::Drop(table.clone())),
                 TableState::Live => {
                     steps.push(Step::Retire(table.clone()));
                     again_s = again_s.max(Some(GRACE_S));
                 }
                 TableState::Retired(since) if now_s - since < GRACE_S => again_s = again_s.max(Some(GRACE_S - (now_s - since))),
                 // Never answered a query, or no longer does.
-                TableState::Ahead(_) | TableState::New | TableState::Filling(_) | TableState::Retired(_) => {
+                TableState::Ahead(_) | TableState::New | TableState::Filling(_) | TableState::Retired(_) | TableState::Going => {
                     steps.push(Step::Drop(table.clone()));
                 }
                 TableState::Retained => {}
@@ -202,15 +226,39 @@ mod tests {
     }
 
     #[test]
-    fn a_table_that_lost_its_view_is_filled_again() {
-        for state in [TableState::Live, TableState::Filling(202_601), TableState::Retired(0)] {
-            let again = plan("b", Some("b"), &observed(&[("b", state)], &[]), 0);
-            assert_eq!((again.steps, again.live), (vec![Step::Reset], false));
+    fn another_takes_the_place_of_a_table_that_has_missed_events() {
+        for (state, has_view) in [
+            (TableState::Live, false),
+            (TableState::Filling(202_601), false),
+            (TableState::Retired(0), false),
+            (TableState::Ahead(202_601), true),
+            (TableState::Going, true),
+        ] {
+            let views: &[&str] = if has_view { &["b_1", "b_1_2"] } else { &["b_1_2"] };
+            let spoiled = observed(&[("b_1", state.clone())], &views[..views.len() - 1]);
+            assert_eq!((target("b", Some("b_1"), &spoiled), can_answer("b_1", &spoiled)), (None, false), "{state:?}");
+            assert_eq!(new_table("b", 1, None, &spoiled), "b_1_2");
+            let replaced = observed(&[("b_1", state), ("b_1_2", TableState::Live)], views);
+            assert_eq!(target("b", Some("b_1"), &replaced).as_deref(), Some("b_1_2"));
+            assert_eq!(plan("b_1_2", Some("b_1"), &replaced, 0), Plan { steps: vec![], live: true, again_s: Some(1) });
+            assert_eq!(plan("b_1_2", Some("b_1_2"), &replaced, 0).steps, [Step::Drop("b_1".into())]);
         }
     }
 
     #[test]
-    fn a_table_that_let_go_what_is_kept_is_filled_again() {
+    fn no_name_is_given_twice_that_is_known() {
+        let of = |tables: &[&str], answering| {
+            new_table("b", 7, answering, &observed(&tables.iter().map(|table| (*table, TableState::Going)).collect::<Vec<_>>(), &[]))
+        };
+        assert_eq!(of(&[], None), "b_7");
+        assert_eq!(of(&["b", "b_6", "b_6_9", "b_70", "bb_7", "b_7_x"], Some("b_5")), "b_7");
+        assert_eq!(of(&["b_7"], None), "b_7_2");
+        assert_eq!(of(&[], Some("b_7")), "b_7_2");
+        assert_eq!(of(&["b_7_3"], Some("b_7_10")), "b_7_11");
+    }
+
+    #[test]
+    fn another_takes_the_place_of_a_table_that_let_go_what_is_kept() {
         for (state, let_go, first_kept, is_whole) in [
             (TableState::Live, Some(202_601), Some(202_602), true),
             (TableState::Live, Some(202_602), Some(202_602), false),
@@ -220,15 +268,8 @@ mod tests {
         ] {
             let mut observed = Observed { first_kept, ..observed(&[("b", state)], &["b"]) };
             observed.tables.values_mut().for_each(|note| note.let_go = let_go);
-            let plan = plan("b", Some("b"), &observed, 0);
-            assert_eq!((plan.live, plan.steps == [Step::Reset]), (is_whole, !is_whole), "{observed:?}");
+            assert_eq!(target("b", Some("b"), &observed).is_some(), is_whole, "{observed:?}");
         }
-    }
-
-    #[test]
-    fn a_table_that_got_a_view_while_it_was_copied_ahead_is_filled_again() {
-        let fed = plan("b", Some("b"), &observed(&[("b", TableState::Ahead(202_601))], &["b"]), 0);
-        assert_eq!((fed.steps, fed.live), (vec![Step::Reset], false));
     }
 
     #[test]
@@ -266,7 +307,10 @@ mod tests {
 
     #[test]
     fn of_tables_of_one_layout_the_answering_one_is_gone_on_with_else_the_furthest() {
-        let of = |tables: &[(&str, TableState)], answering| target("a", answering, &observed(tables, &[]));
+        let of = |tables: &[(&str, TableState)], answering| {
+            let fed = tables.iter().filter(|(_, state)| !matches!(state, TableState::Ahead(_))).map(|(table, _)| *table);
+            target("a", answering, &observed(tables, &fed.collect::<Vec<_>>()))
+        };
         assert_eq!(of(&[], Some("a_1")), None);
         assert_eq!(of(&[("ab", TableState::Live), ("b_1", TableState::Live)], None), None, "others");
         let two = [("a_1", TableState::Ahead(202_601)), ("a_2", TableState::Ahead(202_602))];
@@ -274,7 +318,7 @@ mod tests {
         assert_eq!(of(&two, Some("a_1")).as_deref(), Some("a_1"));
         assert_eq!(of(&[("a", TableState::New), ("a_1", TableState::New)], None).as_deref(), Some("a"));
         assert_eq!(of(&[("a", TableState::Filling(202_612)), ("a_1", TableState::Retired(1))], None).as_deref(), Some("a_1"));
-        assert!(is_of("a", &new_table("a", 1)));
+        assert!(is_of("a", &new_table("a", 1, Some("a_1"), &observed(&[], &[]))));
     }
 
     #[test]

@@ -58,20 +58,21 @@ impl Reconciler {
                     "a table {table} is there whose comment doesn't say that it is this Meter's: rename or drop it"
                 )));
             }
-            let target = plan::target(&stem, answering, &observed).unwrap_or_else(|| plan::new_table(&stem, generation));
+            let target =
+                plan::target(&stem, answering, &observed).unwrap_or_else(|| plan::new_table(&stem, generation, answering, &observed));
             let plan = plan(&target, answering, &observed, Timestamp::now().as_second());
-            if answering == Some(&*target) && !plan.live && plan.steps != [Step::Revive] {
-                return Ok(withdrawn(meter));
-            }
             let mut filling = None;
             for step in &plan.steps {
                 filling = self.apply(step, &target, &layout, &definition, &note, &observed).await?;
             }
             if plan.live {
-                if let (Some(kept), Some(note)) = (kept, observed.tables.get(&target)) {
-                    self.let_go(&target, note, kept.may_go).await?;
+                let ready = self.ready(meter, &definition, target.clone(), plan.again_s).await?;
+                if let Some(kept) = kept
+                    && let Err(why) = self.let_go(&uid, &target, kept.may_go).await
+                {
+                    tracing::warn!(%why, table = %target, "months that are past can't be let go; it is tried again");
                 }
-                return self.ready(meter, &definition, target, plan.again_s).await;
+                return Ok(ready);
             }
             if let Some(progress) = filling {
                 return Ok(backfilling(meter, &observed, progress));
@@ -87,12 +88,9 @@ impl Reconciler {
     pub async fn forget_meter(&self, meter: &Meter) -> Result<(), Error> {
         let observed = self.observe(&meter.uid().unwrap_or_default()).await?;
         for (table, note) in &observed.tables {
-            self.backfills.stop(table);
-            let (topology, database) = (self.warehouse.topology(), self.warehouse.database());
-            self.warehouse.run_ddl(&topology.drop_one(database, &view(table))).await?;
             match meter.spec.deletion_policy {
-                DeletionPolicy::Delete => self.warehouse.run_all_ddl(&topology.drop(database, table)).await?,
-                DeletionPolicy::Retain => self.note(table, &TableNote { state: TableState::Retained, ..note.clone() }).await?,
+                DeletionPolicy::Delete => self.drop(table, note).await?,
+                DeletionPolicy::Retain => self.starve(table, note, TableState::Retained).await?,
             }
         }
         Ok(())
@@ -131,12 +129,6 @@ impl Reconciler {
                 let note = TableNote { state, before, ..note.clone() };
                 warehouse.run_all_ddl(&layout.create_table(topology, database, target, &note)?).await?;
             }
-            Step::Reset => {
-                // One that runs would go on after the months that it has copied, and take the table for complete.
-                self.backfills.stop(target);
-                self.on_every_shard(layout, target, note).await?;
-                self.note(target, note).await?;
-            }
             Step::CreateView => {
                 warehouse.ensure_landing(layout.landing()).await?;
                 self.on_every_shard(layout, target, note).await?;
@@ -166,12 +158,26 @@ impl Reconciler {
                 if self.observe(&note.uid).await?.tables.get(table) != observed.tables.get(table) {
                     return Err(Error::Unavailable(format!("table {table} is no longer as it was planned to be dropped")));
                 }
-                self.backfills.stop(table);
-                warehouse.run_ddl(&topology.drop_one(database, &view(table))).await?;
-                warehouse.run_all_ddl(&topology.drop(database, table)).await?;
+                if let Some(note) = observed.tables.get(table) {
+                    self.drop(table, note).await?;
+                }
             }
         }
         Ok(None)
+    }
+
+    /// Ends that a table is fed. What it is from now on is noted first: whichever server a gateway asks then, it hears of it.
+    async fn starve(&self, table: &str, note: &TableNote, state: TableState) -> Result<(), Error> {
+        self.backfills.stop(table);
+        let (topology, database) = (self.warehouse.topology(), self.warehouse.database());
+        // A shard that came back empty has none.
+        self.warehouse.run_ddl_where_there(&TableNote { state, ..note.clone() }.alter(topology, database, table)?).await?;
+        Ok(self.warehouse.run_ddl(&topology.drop_one(database, &view(table))).await?)
+    }
+
+    async fn drop(&self, table: &str, note: &TableNote) -> Result<(), Error> {
+        self.starve(table, note, TableState::Going).await?;
+        Ok(self.warehouse.run_all_ddl(&self.warehouse.topology().drop(self.warehouse.database(), table)).await?)
     }
 
     /// What a Meter's retention says by now. None: all is kept, for ever.
@@ -182,12 +188,14 @@ impl Reconciler {
     }
 
     /// Drops what a table has of months that may go. No answer is read of them from when they are noted.
-    async fn let_go(&self, table: &str, note: &TableNote, month: Month) -> Result<(), Error> {
+    async fn let_go(&self, uid: &str, table: &str, month: Month) -> Result<(), Error> {
         let warehouse = &self.warehouse;
         let partitions = warehouse.partitions_until(table, month).await?;
         if partitions.is_empty() {
             return Ok(());
         }
+        let observed = self.observe(uid).await?;
+        let Some(note) = observed.tables.get(table).filter(|note| note.is_complete()) else { return Ok(()) };
         if note.has(month) {
             self.note(table, &TableNote { let_go: Some(month), ..note.clone() }).await?;
         }
@@ -253,32 +261,21 @@ fn invalid(meter: &Meter, message: &str) -> Outcome<MeterStatus> {
     Outcome { status: MeterStatus { conditions, observed_generation: meter.metadata.generation, ..before }, notices, requeue: None }
 }
 
-/// What answers has missed events, or is gone: before it is filled again gateways are told not to ask it.
-fn withdrawn(meter: &Meter) -> Outcome<MeterStatus> {
-    not_ready(meter, "The table that answered is not complete. It is filled again; usage is answered when it is complete.", None, None)
-}
-
 fn backfilling(meter: &Meter, observed: &Observed, progress: BackfillProgress) -> Outcome<MeterStatus> {
     let before = meter.status.clone().unwrap_or_default();
-    // The table that answered before goes on answering, as long as it is there.
-    let active: Option<ActiveMeter> =
-        before.active.clone().filter(|active| active.table != progress.table && observed.tables.contains_key(&active.table));
+    // The table that answered before goes on answering, as long as it is there and complete.
+    let active: Option<ActiveMeter> = before.active.clone().filter(|active| plan::can_answer(&active.table, observed));
     let until = if active.is_some() {
         "Usage is answered by the previous definition until then."
     } else {
         "Usage is answered when it is complete."
     };
     let message = format!("Copying stored events: {} of {} months done. {until}", progress.months_done, progress.months_total);
-    not_ready(meter, &message, active, Some(progress))
-}
-
-fn not_ready(meter: &Meter, message: &str, active: Option<ActiveMeter>, backfill: Option<BackfillProgress>) -> Outcome<MeterStatus> {
-    let before = meter.status.clone().unwrap_or_default();
     let conditions = Conditions::after(&before.conditions, meter.metadata.generation, Timestamp::now())
-        .with(ConditionType::Ready, false, Reason::Backfilling, message)
-        .with(ConditionType::Reconciling, true, Reason::Backfilling, message)
+        .with(ConditionType::Ready, false, Reason::Backfilling, &message)
+        .with(ConditionType::Reconciling, true, Reason::Backfilling, &message)
         .build();
     let notices = transition(&before.conditions, &conditions, Reason::Backfilling);
-    let status = MeterStatus { observed_generation: meter.metadata.generation, conditions, active, backfill, ..before };
+    let status = MeterStatus { observed_generation: meter.metadata.generation, conditions, active, backfill: Some(progress), ..before };
     Outcome { status, notices, requeue: Some(FILLING) }
 }

@@ -36,17 +36,18 @@ impl<R: Registry> Service<R> {
                 let (table, definition) = active(&meter)?;
                 check_names(definition, query)?;
                 let reading = self.warehouse.reading_of_rows(table, query).await?;
-                let source =
-                    Source { database: self.warehouse.database(), namespace, table, definition, reading: &reading, now: Timestamp::now() };
+                let asked = Asked::of(table, definition, query.from);
+                let let_go = self.warehouse.whole(&asked).await?;
+                let source = Source { database: self.warehouse.database(), namespace, table, definition, reading: &reading, let_go };
                 let keys = select::counted_keys(&source, query);
                 let target = select::cancel_by_keys(self.warehouse.database(), namespace, &definition.event_type, keys);
-                (target, Vec::new(), Some(Asked::of(&source, query.from)))
+                (target, Vec::new(), Some((asked, let_go)))
             }
         };
         if request.dry_run {
             let cancelled = self.warehouse.count_to_cancel(target).await?;
-            if let Some(asked) = &asked {
-                self.warehouse.check_whole(asked).await?;
+            if let Some((asked, let_go)) = &asked {
+                self.warehouse.still_whole(asked, *let_go).await?;
             }
             return Ok(Cancelled { cancellation_id: None, cancelled, not_found, dry_run: true });
         }
@@ -63,8 +64,8 @@ impl<R: Registry> Service<R> {
             }
             let noted = warehouse.note_to_cancel(target, &namespace, id).await?;
             // What a filter hits is all that the Meter counts, or nothing.
-            if let Some(asked) = &asked {
-                warehouse.check_whole(asked).await?;
+            if let Some((asked, let_go)) = &asked {
+                warehouse.still_whole(asked, *let_go).await?;
             }
             let (created_at, reason) = (Timestamp::now(), request.reason);
             let mut record = CancellationRecord {

@@ -22,9 +22,8 @@ use crate::metering::{
     Rejection, StoredEvent,
 };
 use crate::registry::Registry;
+use crate::warehouse::retention::{may_go, month_of};
 use crate::warehouse::{EventRecord, RejectRecord, Rows};
-
-const DAY_MS: i64 = 86_400_000;
 
 /// Rejects that a replay has in memory at a time.
 const REPLAY: usize = 256;
@@ -134,9 +133,12 @@ impl<R: Registry> Service<R> {
     fn stored_event(&self, namespace: &str, record: EventRecord) -> Result<StoredEvent, Error> {
         let cancellation = Uuid::parse_str(&record.cancellation_id).ok().filter(|id| !id.is_nil());
         let leaves = Leaves::from_stored(&record.keys, &record.vals);
+        let in_time =
+            |time: Result<Timestamp, jiff::Error>| time.map_err(|why| Error::Internal(format!("a stored time is outside time: {why}")));
+        let time = in_time(Timestamp::from_millisecond(record.time_ms))?;
         let counts = |definition: &Definition| {
-            let kept_since = definition.retention_days.map(|days| Timestamp::now().as_millisecond() - i64::from(days) * DAY_MS);
-            kept_since.is_none_or(|since| record.time_ms >= since) && countable(definition, &leaves).is_ok()
+            let gone = definition.retention_days.map(|days| may_go(Timestamp::now(), days));
+            gone.is_none_or(|gone| month_of(time) > gone) && countable(definition, &leaves).is_ok()
         };
         let meters = match cancellation {
             Some(_) => Vec::new(),
@@ -147,11 +149,9 @@ impl<R: Registry> Service<R> {
             }
         };
         let data = leaves.to_json();
-        let time =
-            |time: Result<Timestamp, jiff::Error>| time.map_err(|why| Error::Internal(format!("a stored time is outside time: {why}")));
         Ok(StoredEvent {
-            time: time(Timestamp::from_millisecond(record.time_ms))?,
-            received: time(Timestamp::from_microsecond(record.received_us))?,
+            time,
+            received: in_time(Timestamp::from_microsecond(record.received_us))?,
             id: record.event_id,
             source: record.source,
             event_type: record.event_type,

@@ -34,7 +34,12 @@ impl<R: Registry> Service<R> {
         let (table, definition) = active(&meter)?;
         check_names(definition, &query)?;
         let reading = self.warehouse.reading_for(table, &query).await?;
-        let source = Source { database: self.warehouse.database(), namespace, table, definition, reading: &reading, now: Timestamp::now() };
+        let asked = Asked::of(table, definition, query.from);
+        let let_go = match definition.retention_days {
+            Some(_) => self.warehouse.whole(&asked).await?,
+            None => None,
+        };
+        let source = Source { database: self.warehouse.database(), namespace, table, definition, reading: &reading, let_go };
         let records = match self.records(&source, &query).await {
             // Something was written again since then. What ClickHouse refuses for another reason it refuses in this way, too.
             Err(warehouse::Error::Refused(_)) if matches!(reading, Reading::FirstsAlone | Reading::BySubject(_)) => {
@@ -52,7 +57,7 @@ impl<R: Registry> Service<R> {
             }
             records => records?,
         };
-        self.warehouse.check_whole(&Asked::of(&source, query.from)).await?;
+        self.warehouse.still_whole(&asked, let_go).await?;
         if records.len() as u64 > limits::USAGE_ROWS {
             return Err(invalid(
                 "too_many_rows",

@@ -1,9 +1,9 @@
 //! An answer counts only if the table that it was read from had all that is stored.
 //!
-//! A gateway may be behind: it asks a table whose Meter is gone, and which nothing feeds any more, or one that lost its view and is
-//! filled again. So after each answer it looks whether the table was fed until then. Whoever stops feeding one drops the view
-//! first, and whoever makes a view again has noted before that the table isn't complete: what was read before a table is seen with
-//! its view, and noted as complete, is all that there was.
+//! A gateway may be behind: it asks a table whose Meter is gone, and which nothing feeds any more, or one that lost its view. So after
+//! each answer it looks whether the table was fed until then. Whoever stops feeding a table notes that before its view is dropped, and no
+//! table gets a view again that had answered ([`crate::plan`]): what was read before a table is seen with its view, and noted as
+//! complete, is all that there was.
 
 use std::time::Duration;
 
@@ -12,44 +12,45 @@ use jiff::Timestamp;
 use super::layout::view;
 use super::note::TableNote;
 use super::retention::{Month, first_kept, month_of};
-use super::select::Source;
-use super::{Error, Topology, Warehouse};
+use super::{Error, Warehouse};
+use crate::meter::Definition;
 
 /// Deadline of a look at what ClickHouse knows by heart.
 const LOOK: Duration = Duration::from_secs(10);
 
-/// What a question read of a Meter's table.
+/// What a question reads of a Meter's table.
 #[derive(Clone, Debug)]
 pub struct Asked {
     table: String,
-    from: Option<Timestamp>,
+    /// The first month that it reads. 0: all.
+    from: Month,
     retention_days: Option<u32>,
-    now: Timestamp,
 }
 
 impl Asked {
     /// What is read from a time on; None: from the beginning.
-    pub fn of(source: &Source<'_>, from: Option<Timestamp>) -> Self {
-        let Source { table, definition, now, .. } = *source;
-        Self { table: table.to_owned(), from, retention_days: definition.retention_days, now }
+    pub fn of(table: &str, definition: &Definition, from: Option<Timestamp>) -> Self {
+        Self { table: table.to_owned(), from: from.map_or(0, month_of), retention_days: definition.retention_days }
     }
 
-    /// The first month that the answer needs: of what is past it needs nothing, by whichever clock keeps more.
-    fn first_month(&self, now: Timestamp) -> Month {
-        let kept = self.retention_days.map_or(0, |days| first_kept(self.now.min(now), days));
-        kept.max(self.from.map_or(0, month_of))
+    /// Whether the answer needs none of the months that were let go: it doesn't ask for them, or all clocks say that they are past.
+    fn is_content(&self, gone: Month, clocks: [Timestamp; 2]) -> bool {
+        let [one, other] = clocks;
+        let kept = self.retention_days.map_or(0, |days| first_kept(one.min(other), days));
+        gone < kept.max(self.from)
     }
 }
 
 impl Warehouse {
-    /// Makes sure that what was read of a Meter's table before was all that is stored and kept.
+    /// Makes sure that what was read of a Meter's table before, of the months after the one that is given, was all that is stored. None:
+    /// it lets nothing go.
     ///
     /// # Errors
     /// [`Error::NotWhole`] when it may have been less; see [`Error`].
-    pub async fn check_whole(&self, asked: &Asked) -> Result<(), Error> {
+    pub async fn whole(&self, asked: &Asked) -> Result<Option<Month>, Error> {
         let table = &*asked.table;
-        // On a cluster what counts is each server that reads and is fed, and of comments the one that the operator goes by.
-        let passing = if *self.topology() == Topology::Single { "" } else { " SETTINGS skip_unavailable_shards = 1" };
+        // A replica that is away answers no question either. Of comments that differ it is the one that the operator goes by.
+        let passing = if self.topology().has_replicas() { " SETTINGS skip_unavailable_shards = 1" } else { "" };
         let sql = format!(
             "SELECT minIf(comment, name = {{table:String}}), toUInt64(countIf(name = {{table:String}})), toUInt64(countIf(name = {{view:String}})), \
              toInt64(toUnixTimestamp(now())) FROM {} WHERE database = {{database:String}} AND name IN ({{table:String}}, {{view:String}}){passing}",
@@ -57,13 +58,31 @@ impl Warehouse {
         );
         let look = self.query(&sql).bind("database", self.database()).bind("table", table).bind("view", &*view(table)).within(LOOK);
         let (comment, tables, views, now_s): (String, u64, u64, i64) = look.one().await?;
-        let first = asked.first_month(Timestamp::from_second(now_s).unwrap_or(Timestamp::MIN));
-        match serde_json::from_str::<TableNote>(&comment) {
-            Ok(note) if tables == views && note.is_whole(first) => Ok(()),
-            note => Err(Error::NotWhole(format!(
-                "table {table} has a view on {views} of {tables} servers, is noted as {note:?}, and was asked from month {first} on"
-            ))),
-        }
+        let clocks = [Timestamp::now(), Timestamp::from_second(now_s).unwrap_or(Timestamp::MIN)];
+        let note = serde_json::from_str::<TableNote>(&comment).ok();
+        let let_go = note.as_ref().filter(|note| tables == views && note.is_complete()).and_then(|note| {
+            match (asked.retention_days, note.let_go) {
+                (None, _) => Some(None),
+                (Some(_), Some(gone)) => asked.is_content(gone, clocks).then_some(Some(gone)),
+                // Of an earlier build: ClickHouse removes rows of it by itself.
+                (Some(_), None) => None,
+            }
+        });
+        let_go.ok_or_else(|| {
+            Error::NotWhole(format!(
+                "table {table} has a view on {views} of {tables} servers, is noted as {note:?}, and was asked from month {} on, at {clocks:?}",
+                asked.from
+            ))
+        })
+    }
+
+    /// The same after a question that read the months after `let_go`.
+    ///
+    /// # Errors
+    /// See [`Warehouse::whole`].
+    pub async fn still_whole(&self, asked: &Asked, let_go: Option<Month>) -> Result<(), Error> {
+        let now = self.whole(asked).await?;
+        if now == let_go { Ok(()) } else { Err(Error::NotWhole(format!("table {} let months go while it was read", asked.table))) }
     }
 
     /// When it is, by ClickHouse's clock.

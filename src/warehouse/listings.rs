@@ -83,9 +83,18 @@ impl Warehouse {
             Some((table, _)) => self.reading_of_all(table).await?,
             None => Reading::Final,
         };
-        let uncounted_by = uncounted_by.map(|(table, definition)| {
-            let now = Timestamp::now();
-            Source { database: self.database(), namespace, table, definition, reading: &reading, now }
+        let asked = uncounted_by.map(|(table, definition)| Asked::of(table, definition, filter.from));
+        let let_go = match &asked {
+            Some(asked) => self.whole(asked).await?,
+            None => None,
+        };
+        let uncounted_by = uncounted_by.map(|(table, definition)| Source {
+            database: self.database(),
+            namespace,
+            table,
+            definition,
+            reading: &reading,
+            let_go,
         });
         let mut most_keys = most + 1;
         loop {
@@ -100,8 +109,8 @@ impl Warehouse {
                     None => true,
                 };
             if is_whole {
-                if let Some(source) = &uncounted_by {
-                    self.check_whole(&Asked::of(source, filter.from)).await?;
+                if let Some(asked) = &asked {
+                    self.still_whole(asked, let_go).await?;
                 }
                 return Ok(page);
             }

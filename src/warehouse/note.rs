@@ -32,9 +32,9 @@ pub struct TableNote {
 }
 
 impl TableNote {
-    /// Whether a table that has its view has every event that is stored, from a month on.
-    pub fn is_whole(&self, from: Month) -> bool {
-        matches!(self.state, TableState::Live | TableState::Retired(_)) && self.has(from)
+    /// Whether a table that has its view has every event that is stored, of months that were not let go.
+    pub const fn is_complete(&self) -> bool {
+        matches!(self.state, TableState::Live | TableState::Retired(_))
     }
 
     /// Whether no month from this one on was let go.
@@ -71,7 +71,8 @@ pub struct StoredBefore {
     pub events: Uuid,
 }
 
-/// A meter table's life: `Ahead → New → Filling → Live → Retired`, or `Retained` when its Meter has gone.
+/// A meter table's life: `Ahead → New → Filling → Live → Retired → Going`, or `Retained` when its Meter has gone. Only from `Live` to
+/// `Retired` there is a way back: a table that has missed events is never filled again, for some gateway may still ask it.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub enum TableState {
@@ -86,6 +87,8 @@ pub enum TableState {
     Live,
     /// Another table answers since this time (s since 1970); gateways that don't know it yet still read this one.
     Retired(i64),
+    /// It is being dropped: its view may be gone from some servers.
+    Going,
     /// Its Meter has gone; it stays for people.
     Retained,
 }

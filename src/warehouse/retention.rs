@@ -1,13 +1,14 @@
-//! How long a Meter's table keeps rows. Pure.
+//! How long a Meter's table keeps usage: whole months (UTC), each of which is there or gone. Pure.
 //!
 //! ```text
-//! ──── months that may go ────┤ a day and more │◄──── the Meter's retention ────► now
-//!       the operator drops            past:     │       in every number
-//!        whole partitions         in no number  │
+//! ── months that were let go ──┤◄── months that are kept, each whole: in every number ──► now
+//!                              │        ▲
+//!        TableNote::let_go ────┘        └── the Meter's retention, at least
 //! ```
-//! Before the operator drops months it notes up to which ([`TableNote::let_go`](super::note::TableNote::let_go)). No clock is believed
-//! alone: a month goes, and a row is past, when both the operator's or gateway's clock and ClickHouse's say so. If both were wrong,
-//! and are set right, the note tells: gateways don't answer of months that are not there, and the operator fills the table again.
+//! No number goes by a clock. The operator notes in the table's comment up to which month it lets go
+//! ([`TableNote::let_go`](super::note::TableNote::let_go)), and drops those partitions then; a question reads the months after that. No clock is
+//! believed alone: a month may go when both the operator's and ClickHouse's say that all of it has been past for a day. Were both
+//! wrong, and are set right, the note tells: gateways answer nothing that needs such a month, and the operator makes another table.
 
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
@@ -15,13 +16,13 @@ use jiff::{SignedDuration, Timestamp};
 /// A month, `yyyymm`.
 pub type Month = u32;
 
-/// How long a month is past before it goes: a clock that is set back by less brings none back into the numbers.
+/// How long a month is past before it goes: a clock that is set back by less makes no table incomplete.
 const MARGIN: SignedDuration = SignedDuration::from_hours(24);
 
 /// What a retention says by several clocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Kept {
-    /// The first month that some rows are kept of, by all clocks.
+    /// The first month that some usage is kept of, by all clocks.
     pub first: Month,
     /// The last month that may go, by all clocks.
     pub may_go: Month,
@@ -37,33 +38,33 @@ impl Kept {
     }
 }
 
-/// The month of a time, in UTC, as partitions are.
+/// The month of a time, in UTC, as partitions are. 0: one before the year 1.
 pub fn month_of(time: Timestamp) -> Month {
     let date = time.to_zoned(TimeZone::UTC);
-    u32::from(date.year().max(0).unsigned_abs()) * 100 + u32::from(date.month().unsigned_abs())
+    match u32::try_from(date.year()) {
+        Ok(year) if year > 0 => year * 100 + u32::from(date.month().unsigned_abs()),
+        _ => 0,
+    }
 }
 
-/// Since when events are kept.
-pub fn kept_since(now: Timestamp, days: u32) -> Timestamp {
-    now.checked_sub(SignedDuration::from_hours(24 * i64::from(days))).unwrap_or(Timestamp::MIN)
-}
-
-/// The first month that has rows that are kept.
+/// The first month that has usage which is kept.
 pub fn first_kept(now: Timestamp, days: u32) -> Month {
-    month_of(kept_since(now, days))
+    // Months begin with 1, also where time does.
+    month_of(now.checked_sub(SignedDuration::from_hours(24 * i64::from(days))).unwrap_or(Timestamp::MIN)).max(1)
 }
 
 /// The last month that may go.
 pub fn may_go(now: Timestamp, days: u32) -> Month {
-    let kept = month_of(kept_since(now.checked_sub(MARGIN).unwrap_or(Timestamp::MIN), days));
-    if kept % 100 == 1 { kept - 89 } else { kept.saturating_sub(1) }
+    let kept = first_kept(now.checked_sub(MARGIN).unwrap_or(Timestamp::MIN), days);
+    match kept % 100 {
+        1 => kept.saturating_sub(89),
+        _ => kept - 1,
+    }
 }
 
-/// SQL: whether a row's `time` is not past. Needs `{kept_since:Int64}`, ms by the gateway's clock.
-pub fn is_kept(days: u32) -> String {
-    format!(
-        "time >= fromUnixTimestamp64Milli(least({{kept_since:Int64}}, (toInt64(toUnixTimestamp(now())) - {days} * 86400) * 1000), 'UTC')"
-    )
+/// The month after one.
+pub const fn after(month: Month) -> Month {
+    if month % 100 == 12 { month + 89 } else { month + 1 }
 }
 
 #[cfg(test)]
@@ -82,10 +83,12 @@ mod tests {
             ("2026-02-03T00:00:00Z", 1, 202_602, 202_601),
             ("1970-01-01T00:00:00Z", 400, 196_811, 196_810),
             ("2026-11-30T00:00:00Z", 99_999, 175_302, 175_301),
+            ("0001-02-02T00:00:00Z", 1, 102, 12),
             ("-009999-01-02T01:59:59Z", 99_999, 1, 0),
         ] {
             let now = now.parse().unwrap();
             assert_eq!((first_kept(now, days), may_go(now, days)), (kept, goes), "{now}, {days} days");
+            assert!(Kept::by([now, now], days).may_go < kept && after(goes) <= kept);
         }
     }
 }

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::counted::{AGAIN, MONTH_OF_PARTITION, Reading, begins_month, counted, counted_by_subject};
 use super::identities::CHUNK;
-use super::retention::{is_kept, kept_since};
+use super::retention::{Month, after};
 use super::sql::identifier;
 use crate::limits;
 use crate::meter::{DecimalAggregation, Definition, Measure};
@@ -92,22 +92,18 @@ pub struct Source<'a> {
     pub definition: &'a Definition,
     /// How it is read.
     pub reading: &'a Reading,
-    /// When the question came, by the gateway's clock.
-    pub now: Timestamp,
+    /// The last month that the table has let go, and that is not read.
+    pub let_go: Option<Month>,
 }
 
 /// Conditions on the rows that a question is about, and their values: those on what all rows of a key share, and others. What
 /// usage counts and what a cancellation by filter hits is the same.
 fn conditions(source: &Source<'_>, query: &UsageQuery, params: &mut Vec<Param>) -> (Vec<String>, Vec<String>) {
-    let Source { database, namespace, definition, now, .. } = *source;
+    let Source { database, namespace, definition, .. } = *source;
     let (mut keys, mut others) = (Vec::new(), Vec::new());
     let mut bind = |name: &str, value| params.push(Param { name: name.to_owned(), value });
     bind("namespace", Value::Text(namespace.to_owned()));
-    if let Some(days) = definition.retention_days {
-        // Partitions go later, those of each kind by themselves: a cancellation may go before what it cancels.
-        bind("kept_since", Value::Int(ceil_ms(kept_since(now, days))));
-        keys.push(is_kept(days));
-    }
+    keys.extend(is_kept(source, &mut bind));
     for (name, comparison, time) in [("from", ">=", query.from), ("to", "<", query.to)] {
         let Some(time) = time else { continue };
         if let Some(month) = begins_month(time) {
@@ -135,6 +131,13 @@ fn conditions(source: &Source<'_>, query: &UsageQuery, params: &mut Vec<Param>) 
         others.push("value IS NOT NULL".to_owned());
     }
     (keys, others)
+}
+
+/// The condition that a row is of no month that was let go: partitions go one after the other, a cancellation may go before what it cancels.
+fn is_kept(source: &Source<'_>, bind: &mut impl FnMut(&str, Value)) -> Option<String> {
+    let gone = source.let_go?;
+    bind("kept_from", Value::Text(format!("{:06}", after(gone))));
+    Some(format!("{MONTH_OF_PARTITION} >= {{kept_from:String}}"))
 }
 
 /// Start of the year 1, in ms: no event is earlier, and a time before it that is sent on to a shard as text is none there.
@@ -414,14 +417,14 @@ pub fn events(
         bind("after_id", Value::Text(after.id));
         conditions.push(format!("(type, subject, time, id) > ({{after_type:String}}, {AFTER})"));
     }
-    if let Some(Source { table, definition, reading, .. }) = uncounted_by {
+    if let Some(source @ Source { table, definition, reading, .. }) = uncounted_by {
         bind("counted_type", Value::Text(definition.event_type.clone()));
         conditions.push("type = {counted_type:String}".to_owned());
         if definition.measure == Measure::Count {
             conditions.push("false".to_owned());
         } else {
             let after = (!is_first).then(|| format!("(subject, time, id) > ({AFTER})"));
-            let keys: Vec<_> = keys.iter().cloned().chain(after).collect();
+            let keys: Vec<_> = keys.iter().cloned().chain(after).chain(is_kept(source, &mut bind)).collect();
             let uncounted = counted(database, table, reading, &keys, &["value IS NULL".to_owned()]);
             conditions.push(format!(
                 "(subject, time, id) IN (SELECT subject, time, id FROM {uncounted} ORDER BY subject, time, id LIMIT {most_keys})"

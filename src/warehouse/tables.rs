@@ -45,6 +45,20 @@ impl Warehouse {
         Ok(())
     }
 
+    /// Runs a DDL statement on each server, but for those that have no such table.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn run_ddl_where_there(&self, statement: &str) -> Result<(), Error> {
+        for query in self.query_each(statement) {
+            match query.within(DDL).run().await {
+                Err(Error::UnknownTable(_)) => {}
+                done => done?,
+            }
+        }
+        Ok(())
+    }
+
     /// Runs DDL statements one after the other.
     ///
     /// # Errors

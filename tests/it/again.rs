@@ -249,7 +249,7 @@ async fn each_way_to_read_a_table_finds_the_same() {
             table: &active.table,
             definition: &definition,
             reading,
-            now: Timestamp::now(),
+            let_go: None,
         };
         let statement = select::usage(&source, query, 7);
         lab.warehouse.query(&statement.sql).bind_all(statement.params).rows::<UsageRecord>().await

@@ -353,14 +353,18 @@ async fn an_edit_taken_back_half_way_leaves_the_first_table_answering() {
                 copy.bind("block", 0).bind("started", 0).bind("uptime", 0).run().await.unwrap();
             }
         }
-        lab.settle(next.clone()).await;
+        let there = lab.settle(next.clone()).await;
         assert_eq!(lab.number("m").await, "30000000", "{state:?}");
+        // What a view has brought before all was copied ahead may be copied, too: such a table is not gone on with.
+        let is_spoiled = has_view && matches!(state, TableState::Ahead(_));
+        assert_eq!(active(&there) == table, !is_spoiled, "{state:?}");
         assert_read_as_final(&lab).await;
         let again = lab.settle(meter.clone()).await;
         let long_ago = TableNote { state: TableState::Retired(1), ..note.clone() };
-        lab.warehouse.run_ddl(&long_ago.alter(lab.warehouse.topology(), database, &table).unwrap()).await.unwrap();
+        lab.warehouse.run_ddl(&long_ago.alter(lab.warehouse.topology(), database, &active(&there)).unwrap()).await.unwrap();
         lab.settle(again).await;
-        assert!(!tables(&lab, &meter).await.contains_key(&table));
+        let left = tables(&lab, &meter).await;
+        assert!(!left.contains_key(&table) && !left.contains_key(&active(&there)), "{state:?}: {left:?}");
     }
 }
 
@@ -394,15 +398,13 @@ async fn a_table_that_lost_its_view_answers_no_more_until_it_is_complete() {
     let lab = Lab::new();
     let meter = lab.meter("m", spec("t", Aggregation::Sum, Some("$.old"), &[])).await;
     lab.post(&json!((0..10).map(flowing).collect::<Vec<_>>())).await.unwrap();
-    let before = tables(&lab, &meter).await;
     lab.warehouse.run_ddl(&lab.warehouse.topology().drop_one(lab.warehouse.database(), &layout::view(&active(&meter)))).await.unwrap();
     lab.post(&json!((10..30).map(flowing).collect::<Vec<_>>())).await.unwrap();
-    let told = lab.reconciler.meter(&meter).await.unwrap();
-    assert!(told.status.active.is_none() && told.requeue.is_some(), "gateways are told first");
-    assert_eq!(tables(&lab, &meter).await.get(&active(&meter)), before.get(&active(&meter)), "and nothing is done before");
-    let meter = lab.settle(Meter { status: Some(told.status), ..meter }).await;
-    assert_eq!(lab.number("m").await, "30");
-    assert_eq!(tables(&lab, &meter).await, before);
+    let again = lab.settle(meter.clone()).await;
+    assert_eq!((lab.number("m").await.as_str(), active(&again)), ("30", format!("{}_2", active(&meter))));
+    assert!(matches!(number(&that_knows(&lab, &meter)).await, Err(Error::Unavailable { .. })), "what lost its view is never filled again");
+    let again = lab.settle(again).await;
+    assert_eq!(tables(&lab, &again).await.into_keys().collect::<Vec<_>>(), [active(&again), layout::view(&active(&again))]);
 }
 
 #[tokio::test]
