@@ -16,6 +16,9 @@ pub(super) fn arm() {
     ARMED.store(true, Ordering::Relaxed);
 }
 
+/// What the process ends with: `EX_IOERR` of `sysexits.h`.
+const FAILED: c_int = 74;
+
 /// What a write to a file fails with that a write to a connection does not: no space, no quota, too large, the device.
 const LOST: [c_int; 4] = [libc::ENOSPC, libc::EDQUOT, libc::EFBIG, libc::EIO];
 
@@ -34,7 +37,9 @@ pub unsafe extern "C" fn write(file: c_int, bytes: *const c_void, count: usize) 
         let code = why.raw_os_error().unwrap_or_default();
         if LOST.contains(&code) && !is_of_no_consequence(file) {
             eprintln!("ClickHouse can't write to its data folder ({why}): it ends here rather than lose what it was told to keep");
-            std::process::abort();
+            // Nothing runs any more, and nobody is told of a fault: it is none of the program's.
+            // SAFETY: it may be called at any time, and doesn't return.
+            unsafe { libc::_exit(FAILED) }
         }
         // SAFETY: it is this thread's.
         unsafe { *libc::__errno_location() = code };

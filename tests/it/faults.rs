@@ -23,6 +23,29 @@ use crate::support::{ClickHouse, eventually};
 
 const TIME: &str = "2026-03-04T05:06:07Z";
 
+/// As when the disk is full: the embedded engine by itself would go on, and confirm what it has not written.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_that_fails_is_a_crash_and_confirms_nothing() {
+    let mut clickhouse = ClickHouse::start_own();
+    let lab = Lab::on(clickhouse.url());
+    lab.meter("count", spec("t", Aggregation::Count, None, &[])).await;
+    lab.post(&event("small", "t", "s", TIME, json!({}))).await.unwrap();
+    clickhouse.limit_files(64 * 1024);
+    let filled = |n: u64| (0..8).map(|part| fastrand::Rng::with_seed(8 * n + part).u128(..).to_string()).collect::<String>();
+    let large: Vec<_> = (0..5_000).map(|n| event(&n.to_string(), "t", "s", TIME, json!({"v": filled(n)}))).collect();
+    let large = json!(large);
+    let (answer, ()) = tokio::join!(lab.post(&large), eventually("ClickHouse ends", async || (!clickhouse.runs()).then_some(())),);
+    assert!(matches!(answer, Err(Error::Unavailable { .. })), "{answer:?}");
+    let _running = tokio::task::spawn_blocking(move || {
+        clickhouse.restart();
+        clickhouse
+    })
+    .await
+    .unwrap();
+    eventually("it is taken", async || lab.post(&large).await.ok()).await;
+    assert_eq!(lab.number("count").await, "5001");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_clickhouse_killed_under_load_loses_and_doubles_nothing() {
     let mut clickhouse = ClickHouse::start_own();

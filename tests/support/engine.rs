@@ -125,6 +125,14 @@ impl ClickHouse {
         self.own().running.stop();
     }
 
+    /// Lets every write fail by which a file of its would become larger than so many bytes.
+    pub fn limit_files(&mut self, bytes: u64) {
+        let process = self.own().running.id().to_string();
+        let limit = format!("--fsize={bytes}:{bytes}");
+        let done = Command::new("prlimit").args(["--pid", &process, &limit]).status().expect("prlimit runs");
+        assert!(done.success(), "the files of process {process} can't be limited");
+    }
+
     /// Starts it again after [`ClickHouse::kill`] or [`ClickHouse::stop`]: same data, same URL.
     pub fn restart(&mut self) {
         let address = self.url.trim_start_matches("http://").to_owned();
@@ -154,7 +162,9 @@ fn configure(directory: &TempDir, xml: &str) {
 }
 
 fn run(directory: &TempDir, listen: &str, environment: &Environment) -> (Running, String) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_kubemeter"));
+    // What ends a process that writes more than it may is left to it.
+    let mut command = Command::new("sh");
+    command.args(["-c", "trap '' XFSZ; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_kubemeter")]);
     command.args(["clickhouse", "--stop-with-stdin", "--listen", listen, "--data-dir"]).arg(directory.path().join("data"));
     command.envs(environment.iter().cloned());
     let log = directory.path().join(LOG);
