@@ -1,6 +1,7 @@
 //! Makes ClickHouse as a Meter or Customer says: observe → plan → apply → status. The same for a cluster and for `dev`.
 
 mod backfill;
+mod counts;
 mod customer;
 mod meter;
 
@@ -77,6 +78,7 @@ const MEND: Duration = Duration::from_secs(60);
 pub struct Reconciler {
     warehouse: Warehouse,
     backfills: backfill::Backfills,
+    counts: counts::Counts,
     /// When it was last seen that landing tables take events.
     mended: Arc<Mutex<Option<Instant>>>,
 }
@@ -84,7 +86,7 @@ pub struct Reconciler {
 impl Reconciler {
     /// Reconciles with a ClickHouse.
     pub fn new(warehouse: Warehouse) -> Self {
-        Self { warehouse, backfills: backfill::Backfills::default(), mended: Arc::default() }
+        Self { warehouse, backfills: backfill::Backfills::default(), counts: counts::Counts::default(), mended: Arc::default() }
     }
 
     /// Looks from time to time whether landing tables take events, and mends those that do not. Of views it looks only at the Meters':

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use kube::ResourceExt;
 
 use super::backfill::Job;
+use super::counts::Counted;
 use super::{Error, Outcome, Reconciler, transition};
 use crate::api::{ActiveMeter, BackfillProgress, ConditionType, Conditions, DeletionPolicy, Meter, MeterStatus, Reason};
 use crate::meter::{Definition, Measure};
@@ -19,6 +20,8 @@ use crate::warehouse::retention::{Kept, Month};
 const FILLING: Duration = Duration::from_secs(1);
 /// How often the counts in a Meter's status are read again.
 const COUNTS: Duration = Duration::from_secs(300);
+/// How often a Meter whose events are being counted is looked at again.
+const COUNTING: Duration = Duration::from_secs(15);
 
 impl Reconciler {
     /// Provisions what the Meter says. A long backfill goes on in the background; `requeue` asks to come and look.
@@ -30,7 +33,7 @@ impl Reconciler {
             Ok(definition) => definition,
             Err(wrong) => {
                 let wrong = wrong.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
-                return Ok(invalid(meter, &format!("Change the spec: {wrong}")));
+                return Ok(self.invalid(meter, &format!("Change the spec: {wrong}")).await);
             }
         };
         let landings = self.warehouse.ensure_bootstrap().await?;
@@ -75,7 +78,7 @@ impl Reconciler {
                 return Ok(ready);
             }
             if let Some(progress) = filling {
-                return Ok(backfilling(meter, &observed, progress));
+                return Ok(self.backfilling(meter, &observed, progress).await);
             }
             // The table is made, or its backfill done: what is there now makes another plan.
         }
@@ -169,6 +172,7 @@ impl Reconciler {
     /// Ends that a table is fed. What it is from now on is noted first: whichever server a gateway asks then, it hears of it.
     async fn starve(&self, table: &str, note: &TableNote, state: TableState) -> Result<(), Error> {
         self.backfills.stop(table);
+        self.counts.forget(table);
         let (topology, database) = (self.warehouse.topology(), self.warehouse.database());
         // A shard that came back empty has none.
         self.warehouse.run_ddl_where_there(&TableNote { state, ..note.clone() }.alter(topology, database, table)?).await?;
@@ -226,13 +230,8 @@ impl Reconciler {
         target: String,
         again_s: Option<i64>,
     ) -> Result<Outcome<MeterStatus>, Error> {
-        let before = meter.status.clone().unwrap_or_default();
-        // For people, and no reason to hold up an edit: a large table that is not merged yet may take too long to count.
-        let counted = self.warehouse.count_events(&target, definition.measure != Measure::Count).await;
-        let counted = counted.inspect_err(|why| tracing::debug!(%why, table = %target, "the status keeps its last counts")).ok();
-        let events = counted.map(|(events, _)| events).or(before.events);
-        let uncounted_events = counted.map(|(_, uncounted)| uncounted).or(before.uncounted_events);
-        let before = before.conditions;
+        let (counts, counts_again) = self.counts(meter, Some((&target, definition)), Duration::ZERO).await;
+        let before = meter.status.as_ref().map(|status| status.conditions.clone()).unwrap_or_default();
         let message = format!("Counts events of type {} in table {target}.", definition.event_type);
         let conditions = Conditions::after(&before, meter.metadata.generation, Timestamp::now())
             .with(ConditionType::Ready, true, Reason::Provisioned, &message)
@@ -243,39 +242,71 @@ impl Reconciler {
             conditions,
             active: Some(definition.active(target)),
             backfill: None,
-            events,
-            uncounted_events,
+            events: counts.map(|counts| counts.events),
+            uncounted_events: counts.map(|counts| counts.uncounted),
         };
         let requeue = again_s.and_then(|s| u64::try_from(s).ok()).map_or(COUNTS, |s| Duration::from_secs(s.max(1)).min(COUNTS));
+        let requeue = requeue.min(counts_again);
         Ok(Outcome { status, notices, requeue: Some(requeue) })
     }
 }
 
-fn invalid(meter: &Meter, message: &str) -> Outcome<MeterStatus> {
-    let before = meter.status.clone().unwrap_or_default();
-    let conditions = Conditions::after(&before.conditions, meter.metadata.generation, Timestamp::now())
-        .with(ConditionType::Ready, false, Reason::InvalidSpec, message)
-        .with(ConditionType::Stalled, true, Reason::InvalidSpec, message)
-        .build();
-    let notices = transition(&before.conditions, &conditions, Reason::InvalidSpec);
-    Outcome { status: MeterStatus { conditions, observed_generation: meter.metadata.generation, ..before }, notices, requeue: None }
-}
+impl Reconciler {
+    /// What the table has that answers, in which it may be seen that events came which can't be counted; and when to count again. While it
+    /// is not counted yet that is what the status says, if it says it of this table.
+    async fn counts(&self, meter: &Meter, answers: Option<(&str, &Definition)>, fresh: Duration) -> (Option<Counted>, Duration) {
+        let Some((table, definition)) = answers else { return (None, COUNTS) };
+        let (counted, is_running) = self.counts.of(&self.warehouse, table, definition.measure != Measure::Count, fresh).await;
+        let said = meter.status.as_ref().filter(|status| status.active.as_ref().is_some_and(|active| active.table == table));
+        let said = said.and_then(|said| Some(Counted { events: said.events?, uncounted: said.uncounted_events? }));
+        (counted.or(said), if is_running { COUNTING } else { COUNTS })
+    }
 
-fn backfilling(meter: &Meter, observed: &Observed, progress: BackfillProgress) -> Outcome<MeterStatus> {
-    let before = meter.status.clone().unwrap_or_default();
-    // The table that answered before goes on answering, as long as it is there and complete.
-    let active: Option<ActiveMeter> = before.active.clone().filter(|active| plan::can_answer(&active.table, observed));
-    let until = if active.is_some() {
-        "Usage is answered by the previous definition until then."
-    } else {
-        "Usage is answered when it is complete."
-    };
-    let message = format!("Copying stored events: {} of {} months done. {until}", progress.months_done, progress.months_total);
-    let conditions = Conditions::after(&before.conditions, meter.metadata.generation, Timestamp::now())
-        .with(ConditionType::Ready, false, Reason::Backfilling, &message)
-        .with(ConditionType::Reconciling, true, Reason::Backfilling, &message)
-        .build();
-    let notices = transition(&before.conditions, &conditions, Reason::Backfilling);
-    let status = MeterStatus { observed_generation: meter.metadata.generation, conditions, active, backfill: Some(progress), ..before };
-    Outcome { status, notices, requeue: Some(FILLING) }
+    async fn invalid(&self, meter: &Meter, message: &str) -> Outcome<MeterStatus> {
+        let before = meter.status.clone().unwrap_or_default();
+        let conditions = Conditions::after(&before.conditions, meter.metadata.generation, Timestamp::now())
+            .with(ConditionType::Ready, false, Reason::InvalidSpec, message)
+            .with(ConditionType::Stalled, true, Reason::InvalidSpec, message)
+            .build();
+        let notices = transition(&before.conditions, &conditions, Reason::InvalidSpec);
+        // What answered before goes on, and is fed.
+        let answers = before.active.clone().and_then(|active| Some((Definition::parse_active(&active).ok()?, active.table)));
+        let (counts, again) = self.counts(meter, answers.as_ref().map(|(definition, table)| (&**table, definition)), Duration::ZERO).await;
+        let status = MeterStatus {
+            conditions,
+            observed_generation: meter.metadata.generation,
+            events: counts.map(|counts| counts.events),
+            uncounted_events: counts.map(|counts| counts.uncounted),
+            ..before
+        };
+        Outcome { status, notices, requeue: answers.map(|_| again) }
+    }
+
+    async fn backfilling(&self, meter: &Meter, observed: &Observed, progress: BackfillProgress) -> Outcome<MeterStatus> {
+        let before = meter.status.clone().unwrap_or_default();
+        // The table that answered before goes on answering, as long as it is there and complete.
+        let active: Option<ActiveMeter> = before.active.clone().filter(|active| plan::can_answer(&active.table, observed));
+        let answers = active.clone().and_then(|active| Some((Definition::parse_active(&active).ok()?, active.table)));
+        let (counts, _) = self.counts(meter, answers.as_ref().map(|(definition, table)| (&**table, definition)), COUNTS).await;
+        let until = if active.is_some() {
+            "Usage is answered by the previous definition until then."
+        } else {
+            "Usage is answered when it is complete."
+        };
+        let message = format!("Copying stored events: {} of {} months done. {until}", progress.months_done, progress.months_total);
+        let conditions = Conditions::after(&before.conditions, meter.metadata.generation, Timestamp::now())
+            .with(ConditionType::Ready, false, Reason::Backfilling, &message)
+            .with(ConditionType::Reconciling, true, Reason::Backfilling, &message)
+            .build();
+        let notices = transition(&before.conditions, &conditions, Reason::Backfilling);
+        let status = MeterStatus {
+            observed_generation: meter.metadata.generation,
+            conditions,
+            active,
+            backfill: Some(progress),
+            events: counts.map(|counts| counts.events),
+            uncounted_events: counts.map(|counts| counts.uncounted),
+        };
+        Outcome { status, notices, requeue: Some(FILLING) }
+    }
 }

@@ -440,6 +440,33 @@ async fn a_view_lost_while_its_table_is_filled_is_noticed_by_who_fills_it() {
     assert_eq!(lab.number("m").await, "3");
 }
 
+/// Counting a large table takes minutes. Until then the status says nothing of it, and not what was counted in another.
+#[tokio::test]
+async fn the_status_counts_the_table_that_answers() {
+    let way = Way::default();
+    let lab = Lab::with(&options(&way.to(ClickHouse::shared().url()).await, &new_database(), Topology::Single));
+    lab.meter("m", spec("t", Aggregation::Sum, Some("$.old"), &[])).await;
+    lab.post(&json!((0..30).map(flowing).collect::<Vec<_>>())).await.unwrap();
+    let counts = |meter: &Meter| meter.status.as_ref().map(|status| (status.events, status.uncounted_events)).unwrap();
+    let meter = lab.meter("m", spec("t", Aggregation::Sum, Some("$.old"), &[])).await;
+    assert_eq!(counts(&meter), (Some(30), Some(0)));
+
+    let (came, go) = way.hold(Asked::Count);
+    let next = lab.settle(edited(&meter, spec("t", Aggregation::Sum, Some("$.neither"), &[]))).await;
+    came.await.unwrap();
+    assert_eq!(counts(&next), (None, None));
+    // An edit that can't be: what answers is still counted.
+    let wrong = edited(&next, spec("t", Aggregation::Sum, None, &[]));
+    let told = lab.reconciler.meter(&wrong).await.unwrap();
+    assert!(told.requeue.is_some_and(|again| again < Duration::from_secs(60)));
+    go.send(()).unwrap();
+    eventually("it is counted", async || {
+        let told = lab.reconciler.meter(&wrong).await.unwrap().status;
+        (told.active.is_some() && (told.events, told.uncounted_events) == (Some(30), Some(30))).then_some(())
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_view_without_its_table_goes() {
     let lab = Lab::new();

@@ -40,6 +40,8 @@ pub enum Asked {
     Running,
     /// To copy a month of stored events.
     Copy,
+    /// How many events a Meter's table has.
+    Count,
 }
 
 /// Tells that something came, and waits until it may go on.
@@ -124,6 +126,7 @@ impl Way {
                 _ if text.contains("ALTER TABLE") && text.contains("DELETE") && text.contains("identities") => Some(Asked::Removal),
                 _ if text.contains("ALTER TABLE") && text.contains("DELETE") => Some(Asked::OtherRemoval),
                 _ if text.contains("DISTINCT initial_query_id") => Some(Asked::Running),
+                _ if text.contains("SELECT toInt64(count()), toInt64(countIf") => Some(Asked::Count),
                 _ => None,
             };
             self.asked.lock().unwrap().extend(asked);
