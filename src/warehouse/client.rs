@@ -225,6 +225,13 @@ impl Query<'_> {
         self
     }
 
+    /// What a deletion asks of other tables is asked when it comes, once.
+    #[must_use]
+    pub fn asking_first(mut self) -> Self {
+        self.inner = self.inner.with_setting("mutations_execute_subqueries_on_initiator", "1");
+        self
+    }
+
     /// Leaves the processors to others that want them. A ClickHouse without the right to set priorities (`CAP_SYS_NICE`) does
     /// as if nothing had been said.
     #[must_use]

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::fence::{LastClaims, ShutOut};
+use super::fence::{Fence, LastClaims, ShutOut};
 use super::identities::CLAIMS;
 use super::note::TableNote;
 use super::row::{IDENTITY_COLUMNS, VERSION_MARK};
@@ -16,6 +16,11 @@ use super::{Error, Query, Warehouse};
 
 /// Events of some subjects.
 const OF_SUBJECTS: &str = "namespace = {namespace:String} AND subject IN {subjects:Array(String)}";
+
+/// Whether the purge goes on that a statement is of: one that was held up on its way must not remove what came after. ClickHouse looks when
+/// it gets the statement, and removes nothing that is stored later.
+const STILL_PURGING: &str =
+    "(SELECT count() FROM system.tables WHERE database = {database:String} AND name = 'identities' AND comment = {purge:String}) > 0";
 
 impl Warehouse {
     /// Removes a namespace's events of some subjects from every table, retained meter tables included.
@@ -42,7 +47,7 @@ impl Warehouse {
         // A cancellation that has read an event writes it, and then writes it again.
         for _ in 0..3 {
             for subjects in all() {
-                self.delete("events", OF_SUBJECTS, namespace, subjects, deadline).await?;
+                self.delete(fence, "events", OF_SUBJECTS, namespace, subjects, deadline).await?;
             }
             self.await_named(BACKFILL, deadline).await?;
             self.await_named(INSERT, deadline).await?;
@@ -54,17 +59,17 @@ impl Warehouse {
             for subjects in all() {
                 // First what is not cancelled: without its cancellation an event would count again, for a moment.
                 let of_subjects = "subject IN {subjects:Array(String)}";
-                self.delete(table, &format!("{of_subjects} AND version < {VERSION_MARK}"), namespace, subjects, deadline).await?;
-                self.delete(table, of_subjects, namespace, subjects, deadline).await?;
+                self.delete(fence, table, &format!("{of_subjects} AND version < {VERSION_MARK}"), namespace, subjects, deadline).await?;
+                self.delete(fence, table, of_subjects, namespace, subjects, deadline).await?;
             }
         }
         for subjects in all() {
             for table in ["cancelled_events", "rejects"] {
-                self.delete(table, OF_SUBJECTS, namespace, subjects, deadline).await?;
+                self.delete(fence, table, OF_SUBJECTS, namespace, subjects, deadline).await?;
             }
             self.claim_stored(namespace, subjects, deadline).await?;
             self.still_says(fence).await?;
-            self.delete_claims(&last_claims, namespace, subjects, deadline).await?;
+            self.delete_claims(fence, &last_claims, namespace, subjects, deadline).await?;
             // Who began before the Meters' tables were cleared may have a row there that was removed, and none in `events` yet.
             self.await_named(INSERT, deadline).await?;
             self.keep_whole(namespace, subjects, deadline).await?;
@@ -84,7 +89,14 @@ impl Warehouse {
     }
 
     /// Removes claims that were `last` or earlier.
-    async fn delete_claims(&self, last: &[LastClaims], namespace: &str, subjects: &[&str], deadline: Duration) -> Result<(), Error> {
+    async fn delete_claims(
+        &self,
+        fence: Fence,
+        last: &[LastClaims],
+        namespace: &str,
+        subjects: &[&str],
+        deadline: Duration,
+    ) -> Result<(), Error> {
         let topology = self.topology();
         let on = topology.on_cluster();
         let last_of_server = if on.is_empty() {
@@ -96,9 +108,10 @@ impl Warehouse {
             format!("transform(toString(serverUUID()), [{}], [{}], toUInt64(0))", servers.join(", "), numbers.join(", "))
         };
         let claims = self.table(&topology.stored("identities"));
-        let sql = format!("ALTER TABLE {claims}{on} DELETE WHERE {OF_SUBJECTS} AND _block_number <= {last_of_server}");
+        let sql = format!("ALTER TABLE {claims}{on} DELETE WHERE {OF_SUBJECTS} AND _block_number <= {last_of_server} AND {STILL_PURGING}");
         for (query, of) in self.query_each(&sql).zip(last) {
-            query.bind("last", of.last).bind("namespace", namespace).bind("subjects", subjects).within(deadline).run().await?;
+            let query = self.of_purge(query, fence).bind("last", of.last);
+            query.bind("namespace", namespace).bind("subjects", subjects).within(deadline).run().await?;
         }
         Ok(())
     }
@@ -124,11 +137,25 @@ impl Warehouse {
         Ok(())
     }
 
-    async fn delete(&self, table: &str, of: &str, namespace: &str, subjects: &[&str], deadline: Duration) -> Result<(), Error> {
+    /// Binds what [`STILL_PURGING`] needs.
+    fn of_purge<'a>(&self, query: Query<'a>, fence: Fence) -> Query<'a> {
+        query.bind("database", self.database()).bind("purge", &*fence.comment()).asking_first()
+    }
+
+    async fn delete(
+        &self,
+        fence: Fence,
+        table: &str,
+        of: &str,
+        namespace: &str,
+        subjects: &[&str],
+        deadline: Duration,
+    ) -> Result<(), Error> {
         let topology = self.topology();
-        let sql = format!("ALTER TABLE {}{} DELETE WHERE {of}", self.table(&topology.stored(table)), topology.on_cluster());
+        let sql =
+            format!("ALTER TABLE {}{} DELETE WHERE {of} AND {STILL_PURGING}", self.table(&topology.stored(table)), topology.on_cluster());
         for query in self.query_each(&sql) {
-            query.bind("namespace", namespace).bind("subjects", subjects).within(deadline).run().await?;
+            self.of_purge(query, fence).bind("namespace", namespace).bind("subjects", subjects).within(deadline).run().await?;
         }
         Ok(())
     }

@@ -213,6 +213,33 @@ async fn a_purge_leaves_claims_that_came_since_it_began() {
     counts_once(&lab).await;
 }
 
+/// Of an operator that was cut off: another has done the whole of it since.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deletion_that_comes_late_removes_nothing() {
+    let lab = lab(&Way::default()).await;
+    lab.post(&sent(TIME)).await.unwrap();
+    for removal in 0..4 {
+        let purging_way = Way::default();
+        let (purging, other) = (by(&purging_way, &lab).await, by(&Way::default(), &lab).await);
+        let mut held = purging_way.hold(Asked::OtherRemoval);
+        let overtaken = async {
+            // Three are of `events`, then one of the Meter.
+            for _ in 0..removal {
+                (&mut held.0).await.unwrap();
+                let (_, go) = std::mem::replace(&mut held, purging_way.hold(Asked::OtherRemoval));
+                go.send(()).unwrap();
+            }
+            (&mut held.0).await.unwrap();
+            purge(&other).await;
+            let_in(&lab, &sent(LATER)).await;
+            held.1.send(()).unwrap();
+        };
+        let (late, ()) = tokio::join!(purging.warehouse.purge(NAMESPACE, &["s"], Duration::from_secs(60)), overtaken);
+        assert!(late.is_err(), "another purge has begun since");
+        counts_once_in(&lab, &["count"]).await;
+    }
+}
+
 /// While a purge runs the claim of another may go at any moment.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_completed_while_a_purge_runs_is_claimed_anew() {

@@ -123,7 +123,7 @@ impl Way {
                 _ if text.contains("AS least") => Some(Asked::Look),
                 _ if text.contains("SHOW CREATE") && text.contains("identities") => Some(Asked::Table),
                 _ if text.contains("AS time_ms, _block_number AS block") => Some(Asked::Keys),
-                _ if text.contains("ALTER TABLE") && text.contains("DELETE") && text.contains("identities") => Some(Asked::Removal),
+                _ if text.contains("ALTER TABLE") && text.contains("DELETE") && text.contains("_block_number") => Some(Asked::Removal),
                 _ if text.contains("ALTER TABLE") && text.contains("DELETE") => Some(Asked::OtherRemoval),
                 _ if text.contains("DISTINCT initial_query_id") => Some(Asked::Running),
                 _ if text.contains("SELECT toInt64(count()), toInt64(countIf") => Some(Asked::Count),
