@@ -165,11 +165,32 @@ fn checked<'a>(name: &str, text: &'a str) -> Result<&'a str, Fault> {
     Ok(text)
 }
 
+/// Whether a time is written as RFC 3339 says (5.6). Much else can be read as a time, an offset of 25 hours, too, and would be of another day.
+fn is_rfc3339(time: &str) -> bool {
+    let (at, rest) = time.as_bytes().split_at(time.len().min(19));
+    let digits = |bytes: &[u8]| !bytes.is_empty() && bytes.iter().all(u8::is_ascii_digit);
+    let is_date_time = at.iter().zip(b"0000-00-00T00:00:00").all(|(is, form)| match form {
+        b'0' => is.is_ascii_digit(),
+        _ => is.eq_ignore_ascii_case(form),
+    });
+    let fraction = match rest {
+        [b'.', decimals @ ..] => 1 + decimals.iter().take_while(|decimal| decimal.is_ascii_digit()).count(),
+        _ => 0,
+    };
+    let is_offset = match &rest[fraction..] {
+        [b'Z' | b'z'] => true,
+        [b'+' | b'-', hours @ .., b':', m, n] => hours.len() == 2 && digits(hours) && hours < b"24".as_slice() && digits(&[*m, *n]),
+        _ => false,
+    };
+    at.len() == 19 && is_date_time && fraction != 1 && is_offset
+}
+
 /// RFC 3339 to milliseconds since 1970, finer parts cut off.
 pub(super) fn time_ms(name: &str, time: &str) -> Result<i64, Fault> {
-    let parsed: Timestamp = time
-        .parse()
-        .map_err(|_| Fault::invalid(format!("{name} is {:?}, which is no RFC 3339 time such as \"2025-03-30T02:30:00Z\"", cut(time))))?;
+    let parsed = is_rfc3339(time)
+        .then(|| time.parse::<Timestamp>().ok())
+        .flatten()
+        .ok_or_else(|| Fault::invalid(format!("{name} is {:?}, which is no RFC 3339 time such as \"2025-03-30T02:30:00Z\"", cut(time))))?;
     let ms = parsed.as_millisecond();
     if TIMES_MS.contains(&ms) {
         Ok(ms)

@@ -62,7 +62,7 @@ impl<R: Registry> Service<R> {
                     warehouse.spread(&namespace, before).await?;
                 }
             }
-            let noted = warehouse.note_to_cancel(target, &namespace, id).await?;
+            warehouse.note_to_cancel(target, id).await?;
             // What a filter hits is all that the Meter counts, or nothing.
             if let Some((asked, let_go)) = &asked {
                 warehouse.still_whole(asked, *let_go).await?;
@@ -72,16 +72,17 @@ impl<R: Registry> Service<R> {
                 cancellation_id: id,
                 reason,
                 created_at,
-                cancelled: noted,
+                cancelled: 0,
                 reverted_at: None,
                 cancelled_by,
                 reverted_by: None,
             };
             warehouse.write_cancellation(&namespace, &record).await?;
             warehouse.turn(&namespace, Turn { cancellation: id, is_cancelled: true }).await?;
-            // Another that runs at the same time may have hit some first, which are not this one's to revert.
+            // Another that runs at the same time may have hit some, which are not this one's to revert.
+            warehouse.await_turns().await?;
             record.cancelled = warehouse.count_cancelled(&namespace, id).await?;
-            if record.cancelled != noted {
+            if record.cancelled != 0 {
                 warehouse.write_cancellation(&namespace, &record).await?;
             }
             Ok(record.cancelled)

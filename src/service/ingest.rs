@@ -153,7 +153,7 @@ fn told(ids: impl Iterator<Item = (Option<String>, Option<String>)>) -> String {
 
 /// Why an event is refused whose identity another one claimed that is not stored.
 pub(super) fn taken((source, id): (Option<String>, Option<String>)) -> Refusal {
-    let message = "an event with this source and id came before with another type and could not be stored: send that one again, \
+    let message = "an event with this source and id came before with another type and is not known to be stored: send that one again, \
                    or this one with an id of its own";
     Refusal { code: RejectCode::InvalidEvent, source, id, message: message.to_owned() }
 }

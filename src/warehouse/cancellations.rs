@@ -1,6 +1,6 @@
 //! Cancellations: what they hit, their record, their tombstones, their revert.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clickhouse::Row;
 use jiff::Timestamp;
@@ -74,25 +74,19 @@ impl Warehouse {
             .await
     }
 
-    /// Writes down which events a cancellation hits, and says how many.
+    /// Writes down which events a cancellation hits.
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn note_to_cancel(&self, target: Statement, namespace: &str, id: Uuid) -> Result<u64, Error> {
+    pub async fn note_to_cancel(&self, target: Statement, id: Uuid) -> Result<(), Error> {
         let noted = self.table("cancelled_events");
         let sql = format!(
             "INSERT INTO {noted} (namespace, cancellation, type, subject, time, id) \
              SELECT {{namespace:String}}, {{cancellation:UUID}}, type, subject, time, id FROM ({}) WHERE cancellation = {NIL}",
             target.sql
         );
-        self.query(&sql).bind_all(target.params).bind("cancellation", id.to_string()).within(LONG).run().await?;
-        self.query(&format!(
-            "SELECT count() FROM {noted} FINAL WHERE namespace = {{namespace:String}} AND cancellation = {{cancellation:UUID}}"
-        ))
-        .bind("namespace", namespace)
-        .bind("cancellation", id.to_string())
-        .one()
-        .await
+        let note = self.query(&sql).bind_all(target.params).bind("cancellation", id.to_string());
+        note.within(LONG).run().await
     }
 
     /// By which cancellations events of a target do not count already.
@@ -118,7 +112,8 @@ impl Warehouse {
     /// Cancels the events of a cancellation that count, unless its record says that it is reverted, or lets those count that it cancelled:
     /// in `events` first ([`VERSION_MARK`](super::row::VERSION_MARK)), and from there in all tables.
     ///
-    /// Who reverts writes the record first, and waits here for statements that began before: of the two the revert is the last word.
+    /// Who cancels or reverts writes the record first, and waits here for statements that began before: the last of them is the last word.
+    /// One that comes later, of a gateway that was cut off, finds a record that its gateway had not, and does nothing.
     ///
     /// # Errors
     /// See [`Error`].
@@ -132,20 +127,40 @@ impl Warehouse {
                 self.table("cancellations")
             )
         } else {
-            self.on_every_replica("cancellations").await?;
             String::new()
         };
-        self.await_turns().await?;
-        for event_type in self.types_of(namespace, turn.cancellation).await? {
-            let sql = format!(
-                "INSERT INTO {events} ({COLUMNS}) SELECT namespace, type, subject, time, id, source, event_id, received, data, {}, {to} \
-                 FROM {events} FINAL WHERE {} AND cancellation = {from}{unless}",
-                turn.version_sql(),
-                self.of_cancellation()
-            );
-            self.of(&sql, namespace, turn.cancellation, &event_type).named(&insert_name(TURNED)).run().await?;
+        let known = self.known_cancellations();
+        let deadline = Instant::now() + LONG;
+        loop {
+            self.on_every_replica("cancellations").await?;
+            let of: u64 = self.query(&format!("SELECT {known}")).bind("namespace", namespace).one().await?;
+            self.await_turns().await?;
+            for event_type in self.types_of(namespace, turn.cancellation).await? {
+                let sql = format!(
+                    "INSERT INTO {events} ({COLUMNS}) SELECT namespace, type, subject, time, id, source, event_id, received, data, {}, {to} \
+                     FROM {events} FINAL WHERE {} AND cancellation = {from}{unless} AND {known} = {{known:UInt64}}",
+                    turn.version_sql(),
+                    self.of_cancellation()
+                );
+                self.of(&sql, namespace, turn.cancellation, &event_type).bind("known", of).named(&insert_name(TURNED)).run().await?;
+            }
+            if self.query(&format!("SELECT {known}")).bind("namespace", namespace).one::<u64>().await? == of {
+                return self.spread(namespace, turn.cancellation).await;
+            }
+            // It may have done nothing.
+            if Instant::now() > deadline {
+                return Err(Error::Unavailable("others cancel and revert all the time: this has to be sent again".to_owned()));
+            }
         }
-        self.spread(namespace, turn.cancellation).await
+    }
+
+    /// SQL: what tells the cancellations and reverts of a namespace that have been begun, `{namespace:String}` being bound.
+    fn known_cancellations(&self) -> String {
+        format!(
+            "ifNull((SELECT groupBitXor(cityHash64(toString(cancellation), reverted IS NULL)) FROM {} FINAL \
+             WHERE namespace = {{namespace:String}}), 0)",
+            self.table("cancellations")
+        )
     }
 
     /// Writes the events of a cancellation, as they are in `events` by now, to all tables: those who wrote them there may have been cut

@@ -1,6 +1,7 @@
 //! What happens to events when ClickHouse goes away, comes back, comes back empty, or two gateways write at once.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -20,6 +21,7 @@ use crate::again::assert_read_as_final;
 use crate::lab::{Lab, NAMESPACE, event, spec, total};
 use crate::load::{BATCH, Load, batch, counted};
 use crate::support::{ClickHouse, eventually};
+use crate::way::{Asked, Way};
 
 const TIME: &str = "2026-03-04T05:06:07Z";
 
@@ -262,7 +264,7 @@ async fn a_cancellation_spreads_what_another_that_was_cut_off_has_hit_first() {
     lab.post(&event("e", "t", "s", TIME, json!({"v": "7"}))).await.unwrap();
     let (slow, hit) = (Uuid::now_v7(), identity(NAMESPACE, "test", "e"));
     let target = cancel_by_ids(lab.warehouse.database(), NAMESPACE, &[hit]);
-    assert_eq!(lab.warehouse.note_to_cancel(target, NAMESPACE, slow).await.unwrap(), 1);
+    lab.warehouse.note_to_cancel(target, slow).await.unwrap();
     lab.warehouse.run_ddl(&format!("ALTER TABLE {table} ADD CONSTRAINT broken CHECK subject != 's'")).await.unwrap();
     let cut_off = CancelRequest {
         target: CancelTarget::Events(vec![EventRef { source: "test".to_owned(), id: "e".to_owned() }]),
@@ -284,7 +286,7 @@ async fn a_cancellation_that_was_reverted_before_it_came_to_its_events_hits_none
     lab.post(&event("e", "t", "s", TIME, json!({"v": "7"}))).await.unwrap();
     let (slow, hit) = (Uuid::now_v7(), identity(NAMESPACE, "test", "e"));
     let target = || cancel_by_ids(lab.warehouse.database(), NAMESPACE, &[hit]);
-    lab.warehouse.note_to_cancel(target(), NAMESPACE, slow).await.unwrap();
+    lab.warehouse.note_to_cancel(target(), slow).await.unwrap();
     let record = CancellationRecord {
         cancellation_id: slow,
         reason: None,
@@ -301,13 +303,52 @@ async fn a_cancellation_that_was_reverted_before_it_came_to_its_events_hits_none
     // Of two that have written down the same event one takes it, and only that one gives it back.
     let (first, second) = (Uuid::now_v7(), Uuid::now_v7());
     for cancellation in [first, second] {
-        lab.warehouse.note_to_cancel(target(), NAMESPACE, cancellation).await.unwrap();
+        lab.warehouse.note_to_cancel(target(), cancellation).await.unwrap();
     }
     for cancellation in [first, second] {
         lab.warehouse.turn(NAMESPACE, Turn { cancellation, is_cancelled: true }).await.unwrap();
     }
     let counted = [first, second].map(|cancellation| lab.warehouse.count_cancelled(NAMESPACE, cancellation));
     assert_eq!(futures::future::try_join_all(counted).await.unwrap(), [1, 0]);
+}
+
+/// A gateway was killed while its statement was on its way. Sent again it is another cancellation, and the revert of that is the last word.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cancellation_of_a_gateway_that_is_gone_hits_nothing_later() {
+    let way = Way::default();
+    let lab = Lab::on(ClickHouse::shared().url());
+    lab.meter("sum", spec("t", Aggregation::Sum, Some("$.v"), &[])).await;
+    lab.post(&event("e", "t", "s", TIME, json!({"v": "7"}))).await.unwrap();
+    let gone = Lab::in_database(&way.to(ClickHouse::shared().url()).await, lab.warehouse.database());
+    let (slow, hit) = (Uuid::now_v7(), identity(NAMESPACE, "test", "e"));
+    lab.warehouse.note_to_cancel(cancel_by_ids(lab.warehouse.database(), NAMESPACE, &[hit]), slow).await.unwrap();
+    let record = CancellationRecord {
+        cancellation_id: slow,
+        reason: None,
+        created_at: jiff::Timestamp::now(),
+        cancelled: 0,
+        reverted_at: None,
+        cancelled_by: None,
+        reverted_by: None,
+    };
+    lab.warehouse.write_cancellation(NAMESPACE, &record).await.unwrap();
+    let (comes, go) = way.hold(Asked::Turn);
+    let turning = tokio::spawn(async move { gone.warehouse.turn(NAMESPACE, Turn { cancellation: slow, is_cancelled: true }).await });
+    comes.await.unwrap();
+    turning.abort();
+
+    let events = vec![EventRef { source: "test".to_owned(), id: "e".to_owned() }];
+    let request = CancelRequest { target: CancelTarget::Events(events), reason: None, dry_run: false };
+    let again = lab.service.cancel_usage_events(&Lab::caller(), request).await.unwrap();
+    assert_eq!((again.cancelled, lab.number("sum").await.as_str()), (1, "0"));
+    lab.service.revert_cancellation(&Lab::caller(), again.cancellation_id.unwrap()).await.unwrap();
+    assert_eq!(lab.number("sum").await, "7");
+    let before = way.answers.load(Ordering::SeqCst);
+    go.send(()).unwrap();
+    eventually("the statement came, and has ended", async || (way.answers.load(Ordering::SeqCst) > before).then_some(())).await;
+    lab.warehouse.spread(NAMESPACE, slow).await.unwrap();
+    assert_eq!(lab.number("sum").await, "7");
+    assert_read_as_final(&lab).await;
 }
 
 /// A crash may come between the parts of a tombstone, or of its revert, too: the meter may not have heard of it.

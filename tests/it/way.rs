@@ -42,6 +42,8 @@ pub enum Asked {
     Copy,
     /// How many events a Meter's table has.
     Count,
+    /// To cancel events in `events`, or to let them count again.
+    Turn,
 }
 
 /// Tells that something came, and waits until it may go on.
@@ -57,6 +59,8 @@ pub struct Way {
     pub refuses: Arc<Mutex<Option<&'static str>>>,
     /// Whether answers to INSERTs of events get lost, and the connection with them.
     pub loses_answers: Arc<AtomicBool>,
+    /// How often ClickHouse said something.
+    pub answers: Arc<AtomicUsize>,
     /// What passes is held up or cut off at random, if it is something that is told.
     troubled: Arc<Mutex<Option<fastrand::Rng>>>,
 }
@@ -102,9 +106,11 @@ impl Way {
         let ((mut client, mut answers), (mut server_answers, mut server)) = (client.into_split(), server.into_split());
         let (is_lost, is_landing) = (self.loses_answers.clone(), Arc::new(AtomicBool::new(false)));
         let asks_landing = Arc::clone(&is_landing);
+        let said = Arc::clone(&self.answers);
         let back = tokio::spawn(async move {
             let mut buffer = vec![0; 64 * 1_024];
             while let Ok(read @ 1..) = server_answers.read(&mut buffer).await {
+                said.fetch_add(1, Ordering::SeqCst);
                 let loses = is_landing.load(Ordering::SeqCst) && is_lost.load(Ordering::SeqCst);
                 if loses || answers.write_all(&buffer[..read]).await.is_err() {
                     break;
@@ -119,6 +125,7 @@ impl Way {
                 line if line.contains("INSERT+INTO") && line.contains("completed") => Some(Asked::Completed),
                 line if line.contains("INSERT+INTO") && line.contains("identities") => Some(Asked::Claims),
                 line if line.contains("query_id=kubemeter-backfill") => Some(Asked::Copy),
+                line if line.contains("query_id=kubemeter-insert-turned") => Some(Asked::Turn),
                 _ if text.contains("INSERT INTO") && text.contains("SELECT DISTINCT id") => Some(Asked::Claims),
                 _ if text.contains("AS least") => Some(Asked::Look),
                 _ if text.contains("SHOW CREATE") && text.contains("identities") => Some(Asked::Table),
