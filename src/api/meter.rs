@@ -72,7 +72,7 @@ pub struct MeterSpec {
     #[schemars(length(max = 128))]
     pub unit: Option<String>,
 
-    /// How long usage stays in this meter, in days (`400d`). Absent: for ever.
+    /// How long usage stays in this meter at least, in days (`400d`): it goes by whole months (UTC). Absent: for ever.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 6))]
     #[x_kube(validation = Rule::new("self.matches('^[1-9][0-9]{0,4}d$')").message("days such as 400d are expected"))]
@@ -156,7 +156,7 @@ pub struct ActiveMeter {
     /// Unit of the value.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unit: Option<String>,
-    /// How long its rows stay, in days such as 400d; absent: for ever.
+    /// How long usage stays at least, in days such as 400d; absent: for ever.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retention: Option<String>,
 }
