@@ -48,7 +48,7 @@ impl Library {
         #[allow(unsafe_code)]
         let library = Box::leak(Box::new(unsafe { libloading::Library::new(file) }.map_err(unusable)?));
         #[cfg(target_os = "linux")]
-        super::writes::arm();
+        super::writes::arm()?;
         // SAFETY: the types are those of the library's header, `chdb.h`; the symbols live as long as the leaked library.
         #[allow(unsafe_code)]
         unsafe {

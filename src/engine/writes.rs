@@ -8,12 +8,25 @@ use std::ffi::{c_int, c_long, c_void};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::Error;
+
 /// Whether the library is loaded: a gateway must not end because its log's disk is full.
 static ARMED: AtomicBool = AtomicBool::new(false);
 
 /// From now on a failure to write a file is the end.
-pub(super) fn arm() {
+///
+/// # Errors
+/// When the dynamic linker would give the library another `write`, as of a program that was linked in another way.
+pub(super) fn arm() -> Result<(), Error> {
+    // SAFETY: the name is a C string; nothing is called.
+    #[allow(unsafe_code)]
+    let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"write".as_ptr()) };
+    let own: unsafe extern "C" fn(c_int, *const c_void, usize) -> isize = write;
+    if found as usize != own as usize {
+        return Err(Error::Engine("would go on where it can't write: this program was not linked to stop that".to_owned()));
+    }
     ARMED.store(true, Ordering::Relaxed);
+    Ok(())
 }
 
 /// What the process ends with: `EX_IOERR` of `sysexits.h`.

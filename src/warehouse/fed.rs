@@ -12,7 +12,8 @@ use jiff::Timestamp;
 use super::layout::view;
 use super::note::TableNote;
 use super::retention::{Month, first_kept, month_of};
-use super::{Error, Warehouse};
+use super::sql::comment_of;
+use super::{Error, Topology, Warehouse};
 use crate::meter::Definition;
 
 /// Deadline of a look at what ClickHouse knows by heart.
@@ -49,18 +50,15 @@ impl Warehouse {
     /// [`Error::NotWhole`] when it may have been less; see [`Error`].
     pub async fn whole(&self, asked: &Asked) -> Result<Option<Month>, Error> {
         let table = &*asked.table;
-        // A replica that is away answers no question either. Of comments that differ it is the one that the operator goes by.
-        let passing = if self.topology().has_replicas() { " SETTINGS skip_unavailable_shards = 1" } else { "" };
-        let sql = format!(
-            "SELECT minIf(comment, name = {{table:String}}), toUInt64(countIf(name = {{table:String}})), toUInt64(countIf(name = {{view:String}})), \
-             toInt64(toUnixTimestamp(now())) FROM {} WHERE database = {{database:String}} AND name IN ({{table:String}}, {{view:String}}){passing}",
-            self.topology().system("tables")
-        );
-        let look = self.query(&sql).bind("database", self.database()).bind("table", table).bind("view", &*view(table)).within(LOOK);
-        let (comment, tables, views, now_s): (String, u64, u64, i64) = look.one().await?;
-        let clocks = [Timestamp::now(), Timestamp::from_second(now_s).unwrap_or(Timestamp::MIN)];
-        let note = serde_json::from_str::<TableNote>(&comment).ok();
-        let let_go = note.as_ref().filter(|note| tables == views && note.is_complete()).and_then(|note| {
+        let clickhouse = async {
+            match asked.retention_days {
+                Some(_) => self.now().await,
+                None => Ok(Timestamp::now()),
+            }
+        };
+        let (clickhouse, (note, has_view)) = tokio::try_join!(clickhouse, self.note_and_view(table))?;
+        let clocks = [Timestamp::now(), clickhouse];
+        let let_go = note.as_ref().filter(|note| has_view && note.is_complete()).and_then(|note| {
             match (asked.retention_days, note.let_go) {
                 (None, _) => Some(None),
                 (Some(_), Some(gone)) => asked.is_content(gone, clocks).then_some(Some(gone)),
@@ -70,10 +68,34 @@ impl Warehouse {
         });
         let_go.ok_or_else(|| {
             Error::NotWhole(format!(
-                "table {table} has a view on {views} of {tables} servers, is noted as {note:?}, and was asked from month {} on, at {clocks:?}",
+                "table {table} {} its view, is noted as {note:?}, and was asked from month {} on, at {clocks:?}",
+                if has_view { "has" } else { "lacks" },
                 asked.from
             ))
         })
+    }
+
+    /// What is noted of a table, and whether it has its view.
+    async fn note_and_view(&self, table: &str) -> Result<(Option<TableNote>, bool), Error> {
+        if *self.topology() == Topology::Single {
+            // These are answered in a third of the time that `system.tables` takes.
+            let (create, exists) =
+                (format!("SHOW CREATE TABLE {}", self.table(table)), format!("EXISTS VIEW {}", self.table(&view(table))));
+            let create = self.query(&create).within(LOOK).one::<String>();
+            let exists = self.query(&exists).within(LOOK).one::<u8>();
+            let (create, exists) = tokio::try_join!(create, exists)?;
+            return Ok((comment_of(&create).and_then(|comment| serde_json::from_str(comment).ok()), exists == 1));
+        }
+        // A replica that is away answers no question either. Of comments that differ it is the one that the operator goes by.
+        let passing = if self.topology().has_replicas() { " SETTINGS skip_unavailable_shards = 1" } else { "" };
+        let sql = format!(
+            "SELECT minIf(comment, name = {{table:String}}), countIf(name = {{table:String}}) = countIf(name = {{view:String}}) \
+             FROM {} WHERE database = {{database:String}} AND name IN ({{table:String}}, {{view:String}}){passing}",
+            self.topology().system("tables")
+        );
+        let look = self.query(&sql).bind("database", self.database()).bind("table", table).bind("view", &*view(table)).within(LOOK);
+        let (comment, has_view): (String, u8) = look.one().await?;
+        Ok((serde_json::from_str(&comment).ok(), has_view == 1))
     }
 
     /// The same after a question that read the months after `let_go`.

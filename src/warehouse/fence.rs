@@ -24,7 +24,7 @@ use futures::future::try_join_all;
 use serde::{Deserialize, Serialize};
 
 use super::schema::{self, COMPLETED};
-use super::sql::{identifier, literal};
+use super::sql::{comment_of, identifier, literal};
 use super::tables::INSERT;
 use super::topology::{LOCAL, Topology};
 use super::{Error, Warehouse};
@@ -86,7 +86,7 @@ impl Fence {
 
     /// Reads what `SHOW CREATE TABLE` says of `identities`. Ok(None): its comment is that of a build without fences, which is none.
     pub(super) fn of_create(create: &str) -> Result<Option<Self>, Error> {
-        create.rsplit_once("COMMENT '").map(|(_, comment)| Self::of_comment(comment.trim_end().trim_end_matches('\''))).transpose()
+        comment_of(create).map(Self::of_comment).transpose()
     }
 
     /// Reads the comment of `identities`.

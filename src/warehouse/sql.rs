@@ -32,6 +32,11 @@ fn quoted(text: &str, quote: char) -> String {
     out
 }
 
+/// The comment of a table, in what `SHOW CREATE` says of it. Ours are JSON of names that have no quote and no backslash.
+pub(super) fn comment_of(create: &str) -> Option<&str> {
+    create.rsplit_once("COMMENT '").map(|(_, comment)| comment.trim_end().trim_end_matches('\''))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
