@@ -129,7 +129,7 @@ pub struct MeterStatus {
     /// How far the table that is being built has come, while one is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backfill: Option<BackfillProgress>,
-    /// Events in the active table when the meter was last reconciled.
+    /// Events in the active table, as last counted: every five minutes, or as often as counting a large table ends. Absent until then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub events: Option<i64>,
     /// Of those, events whose value is missing or no decimal number: stored, visible, but in no sum.

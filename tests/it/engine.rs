@@ -53,6 +53,7 @@ async fn its_settings_are_those_of_a_server() {
     let engine = EngineProcess::spawn(options(folder.path())).await.unwrap();
     let settings = "SELECT timezone() IN ('UTC', 'Etc/UTC'), getServerSetting('max_concurrent_queries') >= 100";
     assert_eq!(ask(engine.url(), settings).await.unwrap(), "1\t1");
+    assert_eq!(ask(engine.url(), "SELECT min(keep_free_space) FROM system.disks").await.unwrap(), (256 << 20).to_string());
     // Defaults of the pool's other settings make a table of a small pool be refused, or never merge a quiet partition.
     ask(engine.url(), "CREATE TABLE t (n UInt8) ENGINE = MergeTree ORDER BY n").await.unwrap();
     let free = "SELECT max(toUInt64(value)) FROM system.merge_tree_settings WHERE name LIKE 'number_of_free_entries_in_pool%'";
