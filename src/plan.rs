@@ -25,8 +25,8 @@ pub struct Observed {
     pub tables: BTreeMap<String, TableNote>,
     /// Names of views.
     pub views: BTreeSet<String>,
-    /// The first month that a complete table has, by all clocks. None: it has all.
-    pub first_kept: Option<Month>,
+    /// Of tables of a layout's stem the first month that a complete one has, by all clocks. None: it has all.
+    pub first_kept: Option<(String, Month)>,
 }
 
 /// One step; each may run again, and a plan may be cut off after any.
@@ -78,7 +78,10 @@ fn is_spoiled(table: &str, note: &TableNote, observed: &Observed) -> bool {
         // Without its view it missed events since nobody knows when.
         TableState::Filling(_) => !has_view,
         // Were clocks wrong, months went that are kept.
-        TableState::Live | TableState::Retired(_) => !has_view || observed.first_kept.is_some_and(|first| !note.has(first)),
+        TableState::Live | TableState::Retired(_) => {
+            let lacks = |(stem, first): &(String, Month)| is_of(stem, table) && !note.has(*first);
+            !has_view || observed.first_kept.as_ref().is_some_and(lacks)
+        }
         TableState::Going | TableState::Retained => true,
     }
 }
@@ -266,9 +269,11 @@ mod tests {
             (TableState::Live, Some(202_602), None, true),
             (TableState::Live, None, Some(1), true),
         ] {
-            let mut observed = Observed { first_kept, ..observed(&[("b", state)], &["b"]) };
+            let first_kept = first_kept.map(|first| ("b".to_owned(), first));
+            let mut observed = Observed { first_kept, ..observed(&[("a", state.clone()), ("b", state)], &["a", "b"]) };
             observed.tables.values_mut().for_each(|note| note.let_go = let_go);
             assert_eq!(target("b", Some("b"), &observed).is_some(), is_whole, "{observed:?}");
+            assert!(can_answer("a", &observed), "it lets go by another retention");
         }
     }
 

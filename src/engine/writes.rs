@@ -32,9 +32,6 @@ pub(super) fn arm() -> Result<(), Error> {
 /// What the process ends with: `EX_IOERR` of `sysexits.h`.
 const FAILED: c_int = 74;
 
-/// What a write to a file fails with that a write to a connection does not: no space, no quota, too large, the device.
-const LOST: [c_int; 4] = [libc::ENOSPC, libc::EDQUOT, libc::EFBIG, libc::EIO];
-
 /// The C library's `write`, in whose place the dynamic linker puts this one: the program's symbols go before those of libraries.
 ///
 /// # Safety
@@ -48,11 +45,15 @@ pub unsafe extern "C" fn write(file: c_int, bytes: *const c_void, count: usize) 
         // Read before anything else can set it.
         let why = std::io::Error::last_os_error();
         let code = why.raw_os_error().unwrap_or_default();
-        if LOST.contains(&code) && !is_of_no_consequence(file) {
-            eprintln!("ClickHouse can't write to its data folder ({why}): it ends here rather than lose what it was told to keep");
+        if code != libc::EINTR && is_of_data(file) {
+            let said =
+                format!("ClickHouse can't write to its data folder ({why}): it ends here rather than lose what it was told to keep\n");
             // Nothing runs any more, and nobody is told of a fault: it is none of the program's.
-            // SAFETY: it may be called at any time, and doesn't return.
-            unsafe { libc::_exit(FAILED) }
+            // SAFETY: the text is there, and the process may end at any time.
+            unsafe {
+                libc::syscall(libc::SYS_write, c_long::from(libc::STDERR_FILENO), said.as_ptr(), said.len());
+                libc::_exit(FAILED)
+            }
         }
         // SAFETY: it is this thread's.
         unsafe { *libc::__errno_location() = code };
@@ -60,8 +61,11 @@ pub unsafe extern "C" fn write(file: c_int, bytes: *const c_void, count: usize) 
     written as isize
 }
 
-/// Whether it is no file of data: what is said to people, and the log.
-fn is_of_no_consequence(file: c_int) -> bool {
-    let path = std::fs::read_link(Path::new("/proc/self/fd").join(file.to_string())).unwrap_or_default();
-    file <= 2 || path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("clickhouse.log"))
+/// Whether it is a file, and neither the log nor what is said to people.
+fn is_of_data(file: c_int) -> bool {
+    let path = Path::new("/proc/self/fd").join(file.to_string());
+    let is_log = |target: &Path| target.file_name().is_some_and(|name| name.to_string_lossy().starts_with("clickhouse.log"));
+    file > libc::STDERR_FILENO
+        && std::fs::metadata(&path).is_ok_and(|of| of.is_file())
+        && !std::fs::read_link(&path).is_ok_and(|target| is_log(&target))
 }

@@ -13,7 +13,7 @@ use crate::warehouse::Warehouse;
 /// How long a reconcile waits for a count: most take milliseconds.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How many tables are counted at a time.
-const AT_A_TIME: usize = 2;
+const AT_A_TIME: usize = 8;
 
 /// Events of a Meter's table, and those of them that have no value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,11 +48,14 @@ impl Counts {
     /// still runs.
     pub(super) async fn of(&self, warehouse: &Warehouse, table: &str, has_value: bool, fresh: Duration) -> (Option<Counted>, bool) {
         let mut counting = self.tables().remove(table).unwrap_or_default();
+        // One that takes long is waited for once, and one that has to wait for others not at all.
+        let mut patience = Duration::ZERO;
         if counting.running.is_none() && counting.at.is_none_or(|at| at.elapsed() >= fresh) {
+            patience = if self.turns.available_permits() > 0 { PATIENCE } else { Duration::ZERO };
             counting.running = Some(self.start(warehouse.clone(), table.to_owned(), has_value));
         }
         if let Some(mut running) = counting.running.take() {
-            match tokio::time::timeout(PATIENCE, &mut running).await {
+            match tokio::time::timeout(patience, &mut running).await {
                 Err(_) => counting.running = Some(running),
                 Ok(done) => {
                     counting.at = Some(Instant::now());

@@ -55,7 +55,7 @@ impl Reconciler {
         };
         let answering = meter.status.as_ref().and_then(|status| status.active.as_ref()).map(|active| active.table.as_str());
         loop {
-            let observed = Observed { first_kept: kept.map(|kept| kept.first), ..self.observe(&uid).await? };
+            let observed = Observed { first_kept: kept.map(|kept| (stem.clone(), kept.first)), ..self.observe(&uid).await? };
             if let Some(table) = observed.views.iter().find(|name| plan::is_of(&stem, name) && !name.ends_with(&view(""))) {
                 return Err(Error::Refused(format!(
                     "a table {table} is there whose comment doesn't say that it is this Meter's: rename or drop it"
@@ -141,6 +141,10 @@ impl Reconciler {
             // Those that begin now meet the view.
             Step::Fence => {
                 warehouse.await_inserts(layout.landing()).await?;
+                // Another operator may believe to lead, too, for a moment, and have come further.
+                if self.observe(&note.uid).await?.tables.get(target).map(|note| &note.state) != Some(&TableState::New) {
+                    return Err(Error::Unavailable(format!("table {target} is no longer as it was planned to be filled")));
+                }
                 self.note(target, &TableNote { state: TableState::Filling(0), ..noted.clone() }).await?;
             }
             Step::CopyAhead { after } | Step::Backfill { after } => {

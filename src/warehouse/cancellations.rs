@@ -135,7 +135,10 @@ impl Warehouse {
             self.on_every_replica("cancellations").await?;
             let of: u64 = self.query(&format!("SELECT {known}")).bind("namespace", namespace).one().await?;
             self.await_turns().await?;
-            for event_type in self.types_of(namespace, turn.cancellation).await? {
+            // It may have taken minutes.
+            let is_still = self.query(&format!("SELECT {known}")).bind("namespace", namespace).one::<u64>().await? == of;
+            let types = if is_still { self.types_of(namespace, turn.cancellation).await? } else { Vec::new() };
+            for event_type in types {
                 let sql = format!(
                     "INSERT INTO {events} ({COLUMNS}) SELECT namespace, type, subject, time, id, source, event_id, received, data, {}, {to} \
                      FROM {events} FINAL WHERE {} AND cancellation = {from}{unless} AND {known} = {{known:UInt64}}",
@@ -144,7 +147,7 @@ impl Warehouse {
                 );
                 self.of(&sql, namespace, turn.cancellation, &event_type).bind("known", of).named(&insert_name(TURNED)).run().await?;
             }
-            if self.query(&format!("SELECT {known}")).bind("namespace", namespace).one::<u64>().await? == of {
+            if is_still && self.query(&format!("SELECT {known}")).bind("namespace", namespace).one::<u64>().await? == of {
                 return self.spread(namespace, turn.cancellation).await;
             }
             // It may have done nothing.

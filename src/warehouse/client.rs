@@ -232,6 +232,13 @@ impl Query<'_> {
         self
     }
 
+    /// Ends what is read when the connection does: a table that is read can't be dropped.
+    #[must_use]
+    pub fn while_waited_for(mut self) -> Self {
+        self.inner = self.inner.with_setting("cancel_http_readonly_queries_on_client_close", "1");
+        self
+    }
+
     /// Leaves the processors to others that want them. A ClickHouse without the right to set priorities (`CAP_SYS_NICE`) does
     /// as if nothing had been said.
     #[must_use]

@@ -116,7 +116,7 @@ impl Warehouse {
         Timestamp::from_second(now_s).map_err(|why| Error::Refused(format!("its clock says {now_s}: {why}")))
     }
 
-    /// The partitions of a Meter's table that are of this month or earlier ones.
+    /// The partitions of a Meter's table that are of this month or earlier ones, in the order in which they may go.
     ///
     /// # Errors
     /// See [`Error`].
@@ -127,6 +127,10 @@ impl Warehouse {
             self.topology().system("parts")
         );
         let stored = self.topology().stored(table);
-        self.query(&sql).bind("database", self.database()).bind("table", &*stored).bind("month", month).rows().await
+        let found = self.query(&sql).bind("database", self.database()).bind("table", &*stored).bind("month", month);
+        let mut found: Vec<String> = found.rows().await?;
+        // What others cancel or take the place of goes before these.
+        found.sort_by_key(|partition| partition.ends_with("-1"));
+        Ok(found)
     }
 }

@@ -257,7 +257,12 @@ impl Warehouse {
         let uncounted = if has_value { "countIf(value IS NULL)" } else { "0" };
         let reading = self.reading_of_all(table).await?;
         let from = counted(self.database(), table, &reading, &[], &[]);
-        self.query(&format!("SELECT toInt64(count()), toInt64({uncounted}) FROM {from}")).within(COUNT).in_background().one().await
+        self.query(&format!("SELECT toInt64(count()), toInt64({uncounted}) FROM {from}"))
+            .within(COUNT)
+            .in_background()
+            .while_waited_for()
+            .one()
+            .await
     }
 
     /// What `events` has now. None: on a cluster, whose shards number apart, or its rows don't keep their numbers.
