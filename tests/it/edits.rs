@@ -481,7 +481,8 @@ async fn a_view_without_its_table_goes() {
     next.meter("other", spec("t", Aggregation::Count, None, &[])).await;
     assert!(tables(&lab, &meter).await.is_empty());
     next.post(&flowing(1)).await.unwrap();
-    assert_eq!(next.number("other").await, "1");
+    // What was not taken the first gateway goes on with, and may have stored by now.
+    assert!(["1", "2"].contains(&&*next.number("other").await));
 }
 
 #[tokio::test]
