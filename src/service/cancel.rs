@@ -56,17 +56,13 @@ impl<R: Registry> Service<R> {
             // Those may have been cut off when `events` had heard of them and a meter had not, or of a revert neither.
             for before in warehouse.cancellations_of(target.clone()).await? {
                 let record = warehouse.cancellation(&namespace, before).await?;
-                if record.as_ref().is_some_and(|record| record.reverted_at.is_some()) {
+                if record.is_some_and(|record| record.reverted_at.is_some()) {
                     warehouse.turn(&namespace, Turn { cancellation: before, is_cancelled: false }).await?;
                 } else {
                     warehouse.spread(&namespace, before).await?;
                 }
-                if let Some(record @ CancellationRecord { cancelled: 0, reverted_at: None, .. }) = record {
-                    let cancelled = warehouse.count_cancelled(&namespace, before).await?;
-                    warehouse.write_cancellation(&namespace, &CancellationRecord { cancelled, ..record }).await?;
-                }
             }
-            warehouse.note_to_cancel(target, id).await?;
+            let noted = warehouse.note_to_cancel(target, &namespace, id).await?;
             // What a filter hits is all that the Meter counts, or nothing.
             if let Some((asked, let_go)) = &asked {
                 warehouse.still_whole(asked, *let_go).await?;
@@ -76,7 +72,7 @@ impl<R: Registry> Service<R> {
                 cancellation_id: id,
                 reason,
                 created_at,
-                cancelled: 0,
+                cancelled: noted,
                 reverted_at: None,
                 cancelled_by,
                 reverted_by: None,
@@ -86,7 +82,7 @@ impl<R: Registry> Service<R> {
             // Another that runs at the same time may have hit some, which are not this one's to revert.
             warehouse.await_turns().await?;
             record.cancelled = warehouse.count_cancelled(&namespace, id).await?;
-            if record.cancelled != 0 {
+            if record.cancelled != noted {
                 warehouse.write_cancellation(&namespace, &record).await?;
             }
             Ok(record.cancelled)
@@ -103,14 +99,7 @@ impl<R: Registry> Service<R> {
         // Twice is once: the first time and name stay.
         let record = match record.reverted_at {
             Some(_) => record,
-            None => {
-                // Of one that was cut off nobody has counted them yet.
-                let cancelled = match record.cancelled {
-                    0 => self.warehouse.count_cancelled(namespace, id).await?,
-                    cancelled => cancelled,
-                };
-                CancellationRecord { cancelled, reverted_at: Some(Timestamp::now()), reverted_by: caller.name.clone(), ..record }
-            }
+            None => CancellationRecord { reverted_at: Some(Timestamp::now()), reverted_by: caller.name.clone(), ..record },
         };
         let (warehouse, namespace) = (self.warehouse.clone(), namespace.to_owned());
         to_the_end(async move {

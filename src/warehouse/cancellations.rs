@@ -74,19 +74,25 @@ impl Warehouse {
             .await
     }
 
-    /// Writes down which events a cancellation hits.
+    /// Writes down which events a cancellation hits, and says how many.
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn note_to_cancel(&self, target: Statement, id: Uuid) -> Result<(), Error> {
+    pub async fn note_to_cancel(&self, target: Statement, namespace: &str, id: Uuid) -> Result<u64, Error> {
         let noted = self.table("cancelled_events");
         let sql = format!(
             "INSERT INTO {noted} (namespace, cancellation, type, subject, time, id) \
              SELECT {{namespace:String}}, {{cancellation:UUID}}, type, subject, time, id FROM ({}) WHERE cancellation = {NIL}",
             target.sql
         );
-        let note = self.query(&sql).bind_all(target.params).bind("cancellation", id.to_string());
-        note.within(LONG).run().await
+        self.query(&sql).bind_all(target.params).bind("cancellation", id.to_string()).within(LONG).run().await?;
+        self.query(&format!(
+            "SELECT count() FROM {noted} FINAL WHERE namespace = {{namespace:String}} AND cancellation = {{cancellation:UUID}}"
+        ))
+        .bind("namespace", namespace)
+        .bind("cancellation", id.to_string())
+        .one()
+        .await
     }
 
     /// By which cancellations events of a target do not count already.

@@ -264,7 +264,7 @@ async fn a_cancellation_spreads_what_another_that_was_cut_off_has_hit_first() {
     lab.post(&event("e", "t", "s", TIME, json!({"v": "7"}))).await.unwrap();
     let (slow, hit) = (Uuid::now_v7(), identity(NAMESPACE, "test", "e"));
     let target = cancel_by_ids(lab.warehouse.database(), NAMESPACE, &[hit]);
-    lab.warehouse.note_to_cancel(target, slow).await.unwrap();
+    lab.warehouse.note_to_cancel(target, NAMESPACE, slow).await.unwrap();
     lab.warehouse.run_ddl(&format!("ALTER TABLE {table} ADD CONSTRAINT broken CHECK subject != 's'")).await.unwrap();
     let cut_off = CancelRequest {
         target: CancelTarget::Events(vec![EventRef { source: "test".to_owned(), id: "e".to_owned() }]),
@@ -286,7 +286,7 @@ async fn a_cancellation_that_was_reverted_before_it_came_to_its_events_hits_none
     lab.post(&event("e", "t", "s", TIME, json!({"v": "7"}))).await.unwrap();
     let (slow, hit) = (Uuid::now_v7(), identity(NAMESPACE, "test", "e"));
     let target = || cancel_by_ids(lab.warehouse.database(), NAMESPACE, &[hit]);
-    lab.warehouse.note_to_cancel(target(), slow).await.unwrap();
+    lab.warehouse.note_to_cancel(target(), NAMESPACE, slow).await.unwrap();
     let record = CancellationRecord {
         cancellation_id: slow,
         reason: None,
@@ -303,7 +303,7 @@ async fn a_cancellation_that_was_reverted_before_it_came_to_its_events_hits_none
     // Of two that have written down the same event one takes it, and only that one gives it back.
     let (first, second) = (Uuid::now_v7(), Uuid::now_v7());
     for cancellation in [first, second] {
-        lab.warehouse.note_to_cancel(target(), cancellation).await.unwrap();
+        lab.warehouse.note_to_cancel(target(), NAMESPACE, cancellation).await.unwrap();
     }
     for cancellation in [first, second] {
         lab.warehouse.turn(NAMESPACE, Turn { cancellation, is_cancelled: true }).await.unwrap();
@@ -321,7 +321,7 @@ async fn a_cancellation_of_a_gateway_that_is_gone_hits_nothing_later() {
     lab.post(&event("e", "t", "s", TIME, json!({"v": "7"}))).await.unwrap();
     let gone = Lab::in_database(&way.to(ClickHouse::shared().url()).await, lab.warehouse.database());
     let (slow, hit) = (Uuid::now_v7(), identity(NAMESPACE, "test", "e"));
-    lab.warehouse.note_to_cancel(cancel_by_ids(lab.warehouse.database(), NAMESPACE, &[hit]), slow).await.unwrap();
+    lab.warehouse.note_to_cancel(cancel_by_ids(lab.warehouse.database(), NAMESPACE, &[hit]), NAMESPACE, slow).await.unwrap();
     let record = CancellationRecord {
         cancellation_id: slow,
         reason: None,
