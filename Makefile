@@ -29,7 +29,7 @@ test: setup setup-kubernetes lint ## Pass every test, against a real ClickHouse 
 
 .PHONY: test-shards
 test-shards: setup ## Pass the tests of counting again, on two shards
-	KUBEMETER_TEST_SHARDS=1 cargo test --locked --no-fail-fast --test it -- counting:: customers:: windows:: edits::
+	KUBEMETER_TEST_SHARDS=1 cargo test --locked --no-fail-fast --test it -- counting:: customers:: windows:: edits:: behind:: retention::
 
 .PHONY: lint
 lint: ## Check formatting, lints, licences of dependencies
