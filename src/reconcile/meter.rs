@@ -234,7 +234,7 @@ impl Reconciler {
         target: String,
         again_s: Option<i64>,
     ) -> Result<Outcome<MeterStatus>, Error> {
-        let (counts, counts_again) = self.counts(meter, Some((&target, definition)), Duration::ZERO).await;
+        let (counts, counts_again) = self.counts(meter, &target, definition, Duration::ZERO).await;
         let before = meter.status.as_ref().map(|status| status.conditions.clone()).unwrap_or_default();
         let message = format!("Counts events of type {} in table {target}.", definition.event_type);
         let conditions = Conditions::after(&before, meter.metadata.generation, Timestamp::now())
@@ -258,12 +258,19 @@ impl Reconciler {
 impl Reconciler {
     /// What the table has that answers, in which it may be seen that events came which can't be counted; and when to count again. While it
     /// is not counted yet that is what the status says, if it says it of this table.
-    async fn counts(&self, meter: &Meter, answers: Option<(&str, &Definition)>, fresh: Duration) -> (Option<Counted>, Duration) {
-        let Some((table, definition)) = answers else { return (None, COUNTS) };
+    async fn counts(&self, meter: &Meter, table: &str, definition: &Definition, fresh: Duration) -> (Option<Counted>, Duration) {
         let (counted, is_running) = self.counts.of(&self.warehouse, table, definition.measure != Measure::Count, fresh).await;
         let said = meter.status.as_ref().filter(|status| status.active.as_ref().is_some_and(|active| active.table == table));
         let said = said.and_then(|said| Some(Counted { events: said.events?, uncounted: said.uncounted_events? }));
         (counted.or(said), if is_running { COUNTING } else { COUNTS })
+    }
+
+    /// The same of what the status says that answers.
+    async fn counts_of(&self, meter: &Meter, active: Option<&ActiveMeter>, fresh: Duration) -> (Option<Counted>, Duration) {
+        match active.and_then(|active| Some((&active.table, Definition::parse_active(active).ok()?))) {
+            Some((table, definition)) => self.counts(meter, table, &definition, fresh).await,
+            None => (None, COUNTS),
+        }
     }
 
     async fn invalid(&self, meter: &Meter, message: &str) -> Outcome<MeterStatus> {
@@ -274,8 +281,8 @@ impl Reconciler {
             .build();
         let notices = transition(&before.conditions, &conditions, Reason::InvalidSpec);
         // What answered before goes on, and is fed.
-        let answers = before.active.clone().and_then(|active| Some((Definition::parse_active(&active).ok()?, active.table)));
-        let (counts, again) = self.counts(meter, answers.as_ref().map(|(definition, table)| (&**table, definition)), Duration::ZERO).await;
+        let (counts, again) = self.counts_of(meter, before.active.as_ref(), Duration::ZERO).await;
+        let requeue = before.active.is_some().then_some(again);
         let status = MeterStatus {
             conditions,
             observed_generation: meter.metadata.generation,
@@ -283,15 +290,14 @@ impl Reconciler {
             uncounted_events: counts.map(|counts| counts.uncounted),
             ..before
         };
-        Outcome { status, notices, requeue: answers.map(|_| again) }
+        Outcome { status, notices, requeue }
     }
 
     async fn backfilling(&self, meter: &Meter, observed: &Observed, progress: BackfillProgress) -> Outcome<MeterStatus> {
         let before = meter.status.clone().unwrap_or_default();
         // The table that answered before goes on answering, as long as it is there and complete.
         let active: Option<ActiveMeter> = before.active.clone().filter(|active| plan::can_answer(&active.table, observed));
-        let answers = active.clone().and_then(|active| Some((Definition::parse_active(&active).ok()?, active.table)));
-        let (counts, _) = self.counts(meter, answers.as_ref().map(|(definition, table)| (&**table, definition)), COUNTS).await;
+        let (counts, _) = self.counts_of(meter, active.as_ref(), COUNTS).await;
         let until = if active.is_some() {
             "Usage is answered by the previous definition until then."
         } else {

@@ -11,7 +11,7 @@ use kubemeter::warehouse::layout::view;
 use kubemeter::warehouse::note::{TableNote, TableState};
 use serde_json::json;
 
-use crate::lab::{Lab, NAMESPACE, event, spec, total};
+use crate::lab::{Lab, NAMESPACE, active, event, spec, total};
 use crate::nowhere::Nowhere;
 
 /// A gateway that knows this Meter, and heard nothing since.
@@ -45,21 +45,24 @@ pub async fn answers_nothing(gateway: &Service<Nowhere>) -> bool {
         && gateway.list_cancellations(&caller, Page::default()).await.unwrap().items.is_empty()
 }
 
-fn sum() -> MeterSpec {
-    MeterSpec { deletion_policy: DeletionPolicy::Retain, ..spec("t", Aggregation::Sum, Some("$.v"), &[]) }
-}
-
 fn one(id: &str) -> serde_json::Value {
     event(id, "t", "s", "2026-03-04T05:06:07Z", json!({"v": 1}))
 }
 
+/// A Meter that has counted an event, which it keeps when it goes, and a gateway that hears nothing from now on.
+async fn counted_once() -> (Lab, Meter, Service<Nowhere>) {
+    let lab = Lab::new();
+    let sum = MeterSpec { deletion_policy: DeletionPolicy::Retain, ..spec("t", Aggregation::Sum, Some("$.v"), &[]) };
+    let meter = lab.meter("m", sum).await;
+    lab.post(&one("a")).await.unwrap();
+    let behind = that_knows(&lab, &meter);
+    assert_eq!(number(&behind).await.unwrap(), "1");
+    (lab, meter, behind)
+}
+
 #[tokio::test]
 async fn a_retained_table_answers_no_more() {
-    let lab = Lab::new();
-    let meter = lab.meter("m", sum()).await;
-    let behind = that_knows(&lab, &meter);
-    lab.post(&one("a")).await.unwrap();
-    assert_eq!(number(&behind).await.unwrap(), "1");
+    let (lab, meter, behind) = counted_once().await;
     lab.reconciler.forget_meter(&meter).await.unwrap();
     lab.post(&one("b")).await.unwrap();
     assert!(answers_nothing(&behind).await);
@@ -67,13 +70,9 @@ async fn a_retained_table_answers_no_more() {
 
 #[tokio::test]
 async fn a_table_that_lost_its_view_answers_no_more_wherever_it_was_lost() {
-    let lab = Lab::new();
-    let meter = lab.meter("m", sum()).await;
-    let table = meter.status.as_ref().unwrap().active.as_ref().unwrap().table.clone();
-    let behind = that_knows(&lab, &meter);
-    lab.post(&one("a")).await.unwrap();
+    let (lab, meter, behind) = counted_once().await;
     // As a drop leaves it that was cut off, before the operator or anybody knows.
-    lab.warehouse.query(&lab.warehouse.topology().drop_one(lab.warehouse.database(), &view(&table))).run().await.unwrap();
+    lab.warehouse.query(&lab.warehouse.topology().drop_one(lab.warehouse.database(), &view(&active(&meter)))).run().await.unwrap();
     lab.post(&one("b")).await.unwrap();
     assert!(answers_nothing(&behind).await);
     let again = lab.settle(meter).await;
@@ -83,13 +82,8 @@ async fn a_table_that_lost_its_view_answers_no_more_wherever_it_was_lost() {
 
 #[tokio::test]
 async fn a_table_that_is_not_complete_answers_no_more() {
-    let lab = Lab::new();
-    let meter = lab.meter("m", sum()).await;
-    let table = meter.status.as_ref().unwrap().active.as_ref().unwrap().table.clone();
-    let behind = that_knows(&lab, &meter);
-    lab.post(&one("a")).await.unwrap();
-    let notes = lab.warehouse.tables_with_prefix(&table).await.unwrap();
-    let note: TableNote = notes.iter().find(|(name, _)| *name == table).map(|(_, note)| serde_json::from_str(note).unwrap()).unwrap();
+    let (lab, meter, behind) = counted_once().await;
+    let note = lab.note(&meter).await;
     for (state, is_whole) in [
         (TableState::Ahead(202_601), false),
         (TableState::New, false),
@@ -100,7 +94,7 @@ async fn a_table_that_is_not_complete_answers_no_more() {
         (TableState::Retained, false),
     ] {
         let note = TableNote { state, ..note.clone() };
-        lab.warehouse.run_ddl(&note.alter(lab.warehouse.topology(), lab.warehouse.database(), &table).unwrap()).await.unwrap();
+        lab.warehouse.run_ddl(&note.alter(lab.warehouse.topology(), lab.warehouse.database(), &active(&meter)).unwrap()).await.unwrap();
         if is_whole {
             assert_eq!(number(&behind).await.unwrap(), "1", "{note:?}");
         } else {

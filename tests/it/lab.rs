@@ -11,6 +11,7 @@ use kubemeter::metering::{Caller, Error, Ingested, Metering as _, Usage, UsageQu
 use kubemeter::reconcile::Reconciler;
 use kubemeter::service::Service;
 use kubemeter::telemetry::Metrics;
+use kubemeter::warehouse::note::TableNote;
 use kubemeter::warehouse::{Cluster, Topology, Warehouse, WarehouseOptions};
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -49,6 +50,11 @@ pub fn spec(event_type: &str, aggregation: Aggregation, value: Option<&str>, gro
 /// A CloudEvent.
 pub fn event(id: &str, event_type: &str, subject: &str, time: &str, data: Value) -> Value {
     json!({"specversion": "1.0", "id": id, "source": "test", "type": event_type, "subject": subject, "time": time, "data": data})
+}
+
+/// The table that answers for a Meter.
+pub fn active(meter: &Meter) -> String {
+    meter.status.as_ref().unwrap().active.as_ref().unwrap().table.clone()
 }
 
 /// Everything, as one total.
@@ -139,6 +145,12 @@ impl Lab {
             ready.then(|| meter.clone())
         })
         .await
+    }
+
+    /// What is noted of the table that answers for a Meter.
+    pub async fn note(&self, meter: &Meter) -> TableNote {
+        let notes = self.warehouse.tables_with_prefix(&active(meter)).await.unwrap();
+        notes.iter().find(|(name, _)| *name == active(meter)).map(|(_, note)| serde_json::from_str(note).unwrap()).unwrap()
     }
 
     /// Makes a Customer, younger than those before.

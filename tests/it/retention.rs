@@ -9,7 +9,7 @@ use kubemeter::warehouse::retention::{may_go, month_of};
 use serde_json::json;
 
 use crate::behind::{answers_nothing, that_knows};
-use crate::lab::{Lab, event, spec, total};
+use crate::lab::{Lab, active, event, spec, total};
 use crate::support::{ClickHouse, Clock, eventually};
 
 fn kept(days: u32) -> MeterSpec {
@@ -23,19 +23,10 @@ async fn post(lab: &Lab, values: &[(i64, i64)]) {
     lab.post(&json!(events)).await.unwrap();
 }
 
-fn table(meter: &Meter) -> String {
-    meter.status.as_ref().unwrap().active.as_ref().unwrap().table.clone()
-}
-
 /// What stands in the Meter's table, whether any number has it or not.
 async fn stored(lab: &Lab, meter: &Meter) -> String {
-    let sum = format!("SELECT toString(sum(value)) FROM {} FINAL", lab.warehouse.table(&table(meter)));
+    let sum = format!("SELECT toString(sum(value)) FROM {} FINAL", lab.warehouse.table(&active(meter)));
     lab.warehouse.query(&sum).one::<Option<String>>().await.unwrap().unwrap_or_default()
-}
-
-async fn note(lab: &Lab, meter: &Meter) -> TableNote {
-    let notes = lab.warehouse.tables_with_prefix(&table(meter)).await.unwrap();
-    notes.iter().find(|(name, _)| *name == table(meter)).map(|(_, note)| serde_json::from_str(note).unwrap()).unwrap()
 }
 
 /// What is kept for at least 30 days of these values, by whole months.
@@ -56,7 +47,7 @@ async fn months_that_are_past_go_whole() {
         let all: i64 = values.iter().map(|(v, _)| v).sum();
         assert_eq!((lab.number("m").await, stored(&lab, &meter).await), (kept_of(&values), all.to_string()));
         let meter = lab.settle(meter).await;
-        assert_eq!(note(&lab, &meter).await.let_go, Some(may_go(Timestamp::now(), 30)));
+        assert_eq!(lab.note(&meter).await.let_go, Some(may_go(Timestamp::now(), 30)));
         assert_eq!((lab.number("m").await, stored(&lab, &meter).await), (kept_of(&values), kept_of(&values)));
         // What comes later goes, too, and a new table begins without.
         post(&lab, &[(20_000, 100)]).await;
@@ -64,7 +55,7 @@ async fn months_that_are_past_go_whole() {
         let meter = lab.settle(meter).await;
         assert_eq!(stored(&lab, &meter).await, kept_of(&values));
         let other = lab.meter("other", MeterSpec { aggregation: Aggregation::Average, ..kept(30) }).await;
-        assert_ne!(table(&other), table(&meter));
+        assert_ne!(active(&other), active(&meter));
         assert_eq!(stored(&lab, &other).await, kept_of(&values));
     }
 }
@@ -76,8 +67,8 @@ async fn what_is_not_asked_for_need_not_be_there() {
     let meter = lab.meter("m", kept(90)).await;
     post(&lab, &[(1, 0), (10, 40)]).await;
     let gone = month_of(Timestamp::now() - SignedDuration::from_hours(24 * 40));
-    let wrong = TableNote { let_go: Some(gone), ..note(&lab, &meter).await };
-    lab.warehouse.run_ddl(&wrong.alter(lab.warehouse.topology(), lab.warehouse.database(), &table(&meter)).unwrap()).await.unwrap();
+    let wrong = TableNote { let_go: Some(gone), ..lab.note(&meter).await };
+    lab.warehouse.run_ddl(&wrong.alter(lab.warehouse.topology(), lab.warehouse.database(), &active(&meter)).unwrap()).await.unwrap();
     let of = async |days: i64| {
         let from = Some(Timestamp::now() - SignedDuration::from_hours(24 * days));
         let usage = lab.service.fetch_usage(&Lab::caller(), "m", UsageQuery { from, ..total() }).await?;
@@ -98,7 +89,7 @@ async fn what_goes_may_be_large() {
     let lab = Lab::on(clickhouse.url());
     let meter = lab.meter("m", kept(30)).await;
     post(&lab, &[(1, 0), (1_000, 100)]).await;
-    let plainly = format!("DROP TABLE {} SYNC", lab.warehouse.table(&table(&meter)));
+    let plainly = format!("DROP TABLE {} SYNC", lab.warehouse.table(&active(&meter)));
     assert!(lab.warehouse.query(&plainly).run().await.unwrap_err().to_string().contains("max_[table/partition]_size_to_drop"));
     let meter = lab.settle(meter).await;
     assert_eq!(stored(&lab, &meter).await, "1");
@@ -121,9 +112,9 @@ async fn a_clock_that_is_ahead_lets_nothing_go() {
     })
     .await;
     let meter = lab.settle(meter).await;
-    lab.warehouse.run_ddl(&format!("OPTIMIZE TABLE {} FINAL", lab.warehouse.table(&table(&meter)))).await.unwrap();
+    lab.warehouse.run_ddl(&format!("OPTIMIZE TABLE {} FINAL", lab.warehouse.table(&active(&meter)))).await.unwrap();
     let settled = lab.settle(meter.clone()).await;
-    assert_eq!((table(&settled), note(&lab, &meter).await.let_go), (table(&meter), Some(may_go(Timestamp::now(), 30))));
+    assert_eq!((active(&settled), lab.note(&meter).await.let_go), (active(&meter), Some(may_go(Timestamp::now(), 30))));
     assert_eq!((lab.number("m").await.as_str(), stored(&lab, &meter).await.as_str()), ("111", "111"));
     clock.set(0);
     assert_eq!(lab.number("m").await, "111");
@@ -137,10 +128,10 @@ async fn what_wrong_clocks_let_go_comes_back() {
     post(&lab, &[(1, 1), (10, 29), (100, 0)]).await;
     let (topology, database) = (lab.warehouse.topology(), lab.warehouse.database());
     let gone = may_go(Timestamp::now() + SignedDuration::from_hours(365 * 24), 30);
-    let wrong = TableNote { let_go: Some(gone), ..note(&lab, &meter).await };
-    lab.warehouse.run_ddl(&wrong.alter(topology, database, &table(&meter)).unwrap()).await.unwrap();
-    for partition in lab.warehouse.partitions_until(&table(&meter), gone).await.unwrap() {
-        let drop = Layout::drop_partition(topology, database, &table(&meter), &partition);
+    let wrong = TableNote { let_go: Some(gone), ..lab.note(&meter).await };
+    lab.warehouse.run_ddl(&wrong.alter(topology, database, &active(&meter)).unwrap()).await.unwrap();
+    for partition in lab.warehouse.partitions_until(&active(&meter), gone).await.unwrap() {
+        let drop = Layout::drop_partition(topology, database, &active(&meter), &partition);
         lab.warehouse.run_ddl(&drop).await.unwrap();
     }
     assert_eq!(stored(&lab, &meter).await, "");
@@ -148,6 +139,6 @@ async fn what_wrong_clocks_let_go_comes_back() {
     assert!(answers_nothing(&behind).await);
     let meter = lab.settle(meter).await;
     assert_eq!(lab.number("m").await, "111");
-    assert!(note(&lab, &meter).await.let_go.is_some_and(|gone| gone < month_of(Timestamp::now())));
+    assert!(lab.note(&meter).await.let_go.is_some_and(|gone| gone < month_of(Timestamp::now())));
     assert!(answers_nothing(&behind).await, "another table took its place");
 }
