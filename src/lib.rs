@@ -7,7 +7,7 @@
 //!                 metering  the trait that http calls: the ten functions of IMetering
 //!                 service   what implements it: commands to the registry, events to
 //!                 ingest    judge by the catalog, group-commit, answer after ClickHouse did
-//!                 warehouse one INSERT into the landing table; views fill events, identities, meters
+//!                 warehouse claims in identities, then one INSERT into the landing table; views fill events and meters
 //! GET  /usage  ─► http      a request → a checked UsageQuery
 //!                 service   names checked by the meter; averages, windows cut to what was asked
 //!                 warehouse one SELECT of the rows that count in the meter's active table → exact decimals

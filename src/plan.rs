@@ -130,7 +130,7 @@ pub fn new_table(stem: &str, generation: i64, answering: Option<&str>, observed:
 /// Plans for a target table. `answering` is the table that the stored status names: only when that is the target do the
 /// others go, for gateways read what the stored status says.
 pub fn plan(target: &str, answering: Option<&str>, observed: &Observed, now_s: i64) -> Plan {
-    debug_assert!(
+    assert!(
         observed.tables.get(target).is_none_or(|note| !is_spoiled(target, note, observed)),
         "{target} would be filled, or answer, though it has missed events"
     );
@@ -167,8 +167,9 @@ pub fn plan(target: &str, answering: Option<&str>, observed: &Observed, now_s: i
             }
         }
     }
-    // The edit switch: what answers, and what will, stays.
-    debug_assert!(
+    // The edit switch: only what is complete is to answer, and what answers, and what will, stays.
+    assert!(!live || can_answer(target, observed), "{target} would answer, but isn't complete");
+    assert!(
         !steps
             .iter()
             .any(|step| matches!(step, Step::Retire(table) | Step::Drop(table) if table == target || Some(table.as_str()) == answering)),

@@ -422,7 +422,10 @@ async fn settle(warehouse: &Warehouse, lookup: &mut Lookup, round: &mut [Waiting
             submission.rows.clear();
         }
         debug_assert!(
-            submission.rows.iter().all(|row| claimed.get(&row.identity).is_none_or(|claim| row.has_key(&claim.key))),
+            submission.rows.iter().all(|row| {
+                let key = claimed.get(&row.identity).map(|claim| &claim.key).or_else(|| in_round.get(&row.identity));
+                key.is_none_or(|key| row.has_key(key))
+            }),
             "one identity, one key: what is written has the key that was claimed first"
         );
     }
@@ -473,12 +476,15 @@ async fn write(
             let why = "an event that was claimed and never stored waits until the purge of a customer's events has ended";
             return Err(Error::Unavailable(why.to_owned()));
         }
-        // The acknowledgement: every landing table of the request has confirmed. Rows of one identity are of one type, so
-        // one that another request's row stood for has the same table.
-        for row in submission.rows.iter().filter(|row| !settled.completed.contains(&row.identity)) {
-            match landed.get(&settled.landings.number(row.landing)) {
-                Some(Ok(())) => {}
-                Some(Err(error)) => return Err(error.clone()),
+        // The acknowledgement: whatever brings a row of the request to all tables has been confirmed, and so has what brings those there
+        // that were stored before. Rows of one identity are of one type, so one that another request's row stood for has the same table.
+        for row in &submission.rows {
+            let brought = match settled.completed.contains(&row.identity) {
+                true => Some(&again),
+                false => landed.get(&settled.landings.number(row.landing)),
+            };
+            match brought {
+                Some(brought) => brought.clone()?,
                 None => return Err(Error::Unavailable("rows were not sent".to_owned())),
             }
         }
@@ -497,6 +503,10 @@ async fn write_again(
     again: &HashMap<(String, String), Vec<u128>>,
     fence: Fence,
 ) -> Result<(), Error> {
+    debug_assert!(
+        completing.iter().all(|row| again.values().any(|ids| ids.contains(&row.identity))),
+        "what is completed in `events` comes to all tables"
+    );
     insert_events(warehouse, completing, fence).await?;
     for ((namespace, event_type), ids) in again {
         retried(warehouse, || warehouse.write_again(namespace, event_type, ids)).await?;

@@ -5,7 +5,7 @@
 //!                                                 1. look up which identities are claimed already
 //!                                                 2. claim the new ones, and see who else did   ([`claim`])
 //!                                                 3. every row takes the key of its identity; what is stored is left out
-//!                                                 4. one INSERT per landing table, retried as it is; begun at 1. with the rows that
+//!                                                 4. one INSERT per landing table, tried again; begun at 1. with the rows that
 //!                                                    seem to be new, so that ClickHouse prepares them meanwhile. What was claimed
 //!                                                    before and not stored goes to `events` first ([`crate::warehouse::row`])
 //! request ◄──────────────── answer ◄──────────────5. tell every request of the round

@@ -175,11 +175,13 @@ impl Reconciler {
 
     /// Ends that a table is fed. What it is from now on is noted first: whichever server a gateway asks then, it hears of it.
     async fn starve(&self, table: &str, note: &TableNote, state: TableState) -> Result<(), Error> {
+        let note = TableNote { state, ..note.clone() };
+        assert!(!note.is_complete(), "table {table} would lose its view while gateways answer from it");
         self.backfills.stop(table);
         self.counts.forget(table);
         let (topology, database) = (self.warehouse.topology(), self.warehouse.database());
         // A shard that came back empty has none.
-        self.warehouse.run_ddl_where_there(&TableNote { state, ..note.clone() }.alter(topology, database, table)?).await?;
+        self.warehouse.run_ddl_where_there(&note.alter(topology, database, table)?).await?;
         Ok(self.warehouse.run_ddl(&topology.drop_one(database, &view(table))).await?)
     }
 

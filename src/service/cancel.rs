@@ -3,8 +3,8 @@
 //! # Tombstones
 //! A cancellation is a row with the key of its event, a greater version and the cancellation's id, written to `events` and from
 //! there through the landing table, so that every meter agrees with it. What it hits is first written down
-//! (`cancelled_events`); both it and its revert go by that list, so either may be cut off and done again. A cancellation
-//! that comes again is a new one, which first spreads those that it finds.
+//! (`cancelled_events`), then its record, and only then rows ([`Recorded`](crate::warehouse::Recorded)); both it and its revert go by that list,
+//! so either may be cut off and done again. A cancellation that comes again is a new one, which first spreads those that it finds.
 
 use jiff::Timestamp;
 use uuid::Uuid;
@@ -15,7 +15,6 @@ use crate::event::identity;
 use crate::metering::{Caller, CancelRequest, CancelTarget, CancellationRecord, Cancelled, Error, EventRef};
 use crate::registry::Registry;
 use crate::warehouse::Asked;
-use crate::warehouse::row::Turn;
 use crate::warehouse::select::{self, Source};
 
 impl<R: Registry> Service<R> {
@@ -55,11 +54,9 @@ impl<R: Registry> Service<R> {
         let cancelled = to_the_end(async move {
             // Those may have been cut off when `events` had heard of them and a meter had not, or of a revert neither.
             for before in warehouse.cancellations_of(target.clone()).await? {
-                let record = warehouse.cancellation(&namespace, before).await?;
-                if record.is_some_and(|record| record.reverted_at.is_some()) {
-                    warehouse.turn(&namespace, Turn { cancellation: before, is_cancelled: false }).await?;
-                } else {
-                    warehouse.spread(&namespace, before).await?;
+                match warehouse.cancellation(&namespace, before).await? {
+                    Some(reverted) if reverted.record().reverted_at.is_some() => warehouse.turn(&reverted).await?,
+                    _ => warehouse.spread(&namespace, before).await?,
                 }
             }
             let noted = warehouse.note_to_cancel(target, &namespace, id).await?;
@@ -68,7 +65,7 @@ impl<R: Registry> Service<R> {
                 warehouse.still_whole(asked, *let_go).await?;
             }
             let (created_at, reason) = (Timestamp::now(), request.reason);
-            let mut record = CancellationRecord {
+            let record = CancellationRecord {
                 cancellation_id: id,
                 reason,
                 created_at,
@@ -77,15 +74,15 @@ impl<R: Registry> Service<R> {
                 cancelled_by,
                 reverted_by: None,
             };
-            warehouse.write_cancellation(&namespace, &record).await?;
-            warehouse.turn(&namespace, Turn { cancellation: id, is_cancelled: true }).await?;
+            let recorded = warehouse.write_cancellation(&namespace, record).await?;
+            warehouse.turn(&recorded).await?;
             // Another that runs at the same time may have hit some, which are not this one's to revert.
             warehouse.await_turns().await?;
-            record.cancelled = warehouse.count_cancelled(&namespace, id).await?;
-            if record.cancelled != noted {
-                warehouse.write_cancellation(&namespace, &record).await?;
+            let cancelled = warehouse.count_cancelled(&namespace, id).await?;
+            if cancelled != noted {
+                warehouse.write_cancellation(&namespace, CancellationRecord { cancelled, ..recorded.into() }).await?;
             }
-            Ok(record.cancelled)
+            Ok(cancelled)
         })
         .await?;
         Ok(Cancelled { cancellation_id: Some(id), cancelled, not_found, dry_run: false })
@@ -94,7 +91,7 @@ impl<R: Registry> Service<R> {
     pub(super) async fn revert(&self, caller: &Caller, id: Uuid) -> Result<CancellationRecord, Error> {
         let namespace = caller.namespace.as_str();
         self.warehouse.ensure_bootstrap().await?;
-        let record = self.warehouse.cancellation(namespace, id).await?;
+        let record = self.warehouse.cancellation(namespace, id).await?.map(CancellationRecord::from);
         let record = record.ok_or_else(|| Error::NotFound(format!("there is no cancellation {id} in namespace {namespace}")))?;
         // Twice is once: the first time and name stay.
         let record = match record.reverted_at {
@@ -104,9 +101,9 @@ impl<R: Registry> Service<R> {
         let (warehouse, namespace) = (self.warehouse.clone(), namespace.to_owned());
         to_the_end(async move {
             // Its record first: a cancellation that has not come to hit its events yet hits none from then on.
-            warehouse.write_cancellation(&namespace, &record).await?;
-            warehouse.turn(&namespace, Turn { cancellation: id, is_cancelled: false }).await?;
-            Ok(record)
+            let recorded = warehouse.write_cancellation(&namespace, record).await?;
+            warehouse.turn(&recorded).await?;
+            Ok(recorded.into())
         })
         .await
     }

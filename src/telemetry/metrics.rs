@@ -144,7 +144,7 @@ impl Metrics {
             )?,
             unfinished_events: gauge(
                 "kubemeter_unfinished_events",
-                "Events that ClickHouse did not confirm, so that their requests were answered 503, and that the gateway goes on trying to write.",
+                "Events that ClickHouse did not confirm, so that their requests were answered 5xx, and that the gateway goes on trying to write.",
             )?,
             usage_seconds: histogram("kubemeter_usage_query_duration_seconds", "Time of a usage query.", seconds.clone())?,
             leading: gauge("kubemeter_leading", "1 while this replica of the operator works.")?,

@@ -46,6 +46,31 @@ impl From<Stored> for CancellationRecord {
     }
 }
 
+/// A cancellation whose record is stored. No event is hit before that: one that was cut off can be found, and reverted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recorded {
+    namespace: String,
+    record: CancellationRecord,
+}
+
+impl Recorded {
+    /// What is stored.
+    pub const fn record(&self) -> &CancellationRecord {
+        &self.record
+    }
+
+    /// What is to become of its events.
+    const fn turn(&self) -> Turn {
+        Turn { cancellation: self.record.cancellation_id, is_cancelled: self.record.reverted_at.is_none() }
+    }
+}
+
+impl From<Recorded> for CancellationRecord {
+    fn from(recorded: Recorded) -> Self {
+        recorded.record
+    }
+}
+
 impl Warehouse {
     /// Adds the columns that a database of an earlier version lacks.
     pub(super) async fn add_cancellation_columns(&self) -> Result<(), Error> {
@@ -115,15 +140,16 @@ impl Warehouse {
         self.on_every_replica("cancelled_events").await
     }
 
-    /// Cancels the events of a cancellation that count, unless its record says that it is reverted, or lets those count that it cancelled:
+    /// Cancels the events of a cancellation that count, unless its record is that of a revert by now, or lets those count that it cancelled:
     /// in `events` first ([`VERSION_MARK`](super::row::VERSION_MARK)), and from there in all tables.
     ///
-    /// Who cancels or reverts writes the record first, and waits here for statements that began before: the last of them is the last word.
+    /// Who cancels or reverts writes the record first ([`Recorded`]), and waits here for statements that began before: the last of them is the last word.
     /// One that comes later, of a gateway that was cut off, finds a record that its gateway had not, and does nothing.
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn turn(&self, namespace: &str, turn: Turn) -> Result<(), Error> {
+    pub async fn turn(&self, recorded: &Recorded) -> Result<(), Error> {
+        let (namespace, turn) = (&*recorded.namespace, recorded.turn());
         let (from, to) = if turn.is_cancelled { (NIL, CANCELLATION) } else { (CANCELLATION, NIL) };
         let events = self.table("events");
         let unless = if turn.is_cancelled {
@@ -231,7 +257,7 @@ impl Warehouse {
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn write_cancellation(&self, namespace: &str, record: &CancellationRecord) -> Result<(), Error> {
+    pub async fn write_cancellation(&self, namespace: &str, record: CancellationRecord) -> Result<Recorded, Error> {
         let sql = format!(
             "INSERT INTO {} (namespace, cancellation, created, reason, cancelled, reverted, version, cancelled_by, reverted_by) \
              SELECT {{namespace:String}}, {{cancellation:UUID}}, \
@@ -251,17 +277,18 @@ impl Warehouse {
             .bind("cancelled_by", record.cancelled_by.as_deref().unwrap_or_default())
             .bind("reverted_by", record.reverted_by.as_deref().unwrap_or_default())
             .run()
-            .await
+            .await?;
+        Ok(Recorded { namespace: namespace.to_owned(), record })
     }
 
     /// One cancellation.
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn cancellation(&self, namespace: &str, id: Uuid) -> Result<Option<CancellationRecord>, Error> {
+    pub async fn cancellation(&self, namespace: &str, id: Uuid) -> Result<Option<Recorded>, Error> {
         let sql = self.cancellations_sql("AND cancellation = {cancellation:UUID}", 1);
         let found: Vec<Stored> = self.query(&sql).bind("namespace", namespace).bind("cancellation", id.to_string()).rows().await?;
-        Ok(found.into_iter().next().map(CancellationRecord::from))
+        Ok(found.into_iter().next().map(|stored| Recorded { namespace: namespace.to_owned(), record: stored.into() }))
     }
 
     /// Cancellations after a page, newest first.

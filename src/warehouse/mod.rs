@@ -25,6 +25,7 @@ mod tables;
 mod topology;
 
 pub use begun::Begun;
+pub use cancellations::Recorded;
 pub use client::{Error, Insert, Query, Rows, Warehouse, WarehouseOptions};
 pub use fed::Asked;
 pub use fence::Fence;

@@ -13,7 +13,7 @@ use kubemeter::reconcile::Reconciler;
 use kubemeter::warehouse::row::{ARRIVAL_MARK, COLUMNS, Turn, VERSION_MARK};
 use kubemeter::warehouse::schema::Landings;
 use kubemeter::warehouse::select::cancel_by_ids;
-use kubemeter::warehouse::{Insert, Warehouse};
+use kubemeter::warehouse::{Insert, Recorded, Warehouse};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -255,6 +255,17 @@ async fn what_a_cancellation_never_came_to_counts_once_after_its_revert() {
     }
 }
 
+/// A cancellation of the event `e` that is written down, and hit nothing yet.
+async fn recorded(lab: &Lab) -> Recorded {
+    let (cancellation_id, hit) = (Uuid::now_v7(), identity(NAMESPACE, "test", "e"));
+    let target = cancel_by_ids(lab.warehouse.database(), NAMESPACE, &[hit]);
+    let cancelled = lab.warehouse.note_to_cancel(target, NAMESPACE, cancellation_id).await.unwrap();
+    let (created_at, reason) = (jiff::Timestamp::now(), None);
+    let record =
+        CancellationRecord { cancellation_id, reason, created_at, cancelled, reverted_at: None, cancelled_by: None, reverted_by: None };
+    lab.warehouse.write_cancellation(NAMESPACE, record).await.unwrap()
+}
+
 /// What another cancellation has hit first, and then was cut off, all tables know of when this one is confirmed.
 #[tokio::test]
 async fn a_cancellation_spreads_what_another_that_was_cut_off_has_hit_first() {
@@ -262,9 +273,7 @@ async fn a_cancellation_spreads_what_another_that_was_cut_off_has_hit_first() {
     let meter = lab.meter("sum", spec("t", Aggregation::Sum, Some("$.v"), &[])).await;
     let table = lab.warehouse.table(&meter.status.unwrap().active.unwrap().table);
     lab.post(&event("e", "t", "s", TIME, json!({"v": "7"}))).await.unwrap();
-    let (slow, hit) = (Uuid::now_v7(), identity(NAMESPACE, "test", "e"));
-    let target = cancel_by_ids(lab.warehouse.database(), NAMESPACE, &[hit]);
-    lab.warehouse.note_to_cancel(target, NAMESPACE, slow).await.unwrap();
+    let slow = recorded(&lab).await;
     lab.warehouse.run_ddl(&format!("ALTER TABLE {table} ADD CONSTRAINT broken CHECK subject != 's'")).await.unwrap();
     let cut_off = CancelRequest {
         target: CancelTarget::Events(vec![EventRef { source: "test".to_owned(), id: "e".to_owned() }]),
@@ -274,7 +283,7 @@ async fn a_cancellation_spreads_what_another_that_was_cut_off_has_hit_first() {
     lab.service.cancel_usage_events(&Lab::caller(), cut_off).await.unwrap_err();
     lab.warehouse.run_ddl(&format!("ALTER TABLE {table} DROP CONSTRAINT broken")).await.unwrap();
     assert_eq!(lab.number("sum").await, "7");
-    lab.warehouse.turn(NAMESPACE, Turn { cancellation: slow, is_cancelled: true }).await.unwrap();
+    lab.warehouse.turn(&slow).await.unwrap();
     assert_eq!(lab.number("sum").await, "0");
 }
 
@@ -284,31 +293,16 @@ async fn a_cancellation_that_was_reverted_before_it_came_to_its_events_hits_none
     let lab = Lab::new();
     lab.meter("sum", spec("t", Aggregation::Sum, Some("$.v"), &[])).await;
     lab.post(&event("e", "t", "s", TIME, json!({"v": "7"}))).await.unwrap();
-    let (slow, hit) = (Uuid::now_v7(), identity(NAMESPACE, "test", "e"));
-    let target = || cancel_by_ids(lab.warehouse.database(), NAMESPACE, &[hit]);
-    lab.warehouse.note_to_cancel(target(), NAMESPACE, slow).await.unwrap();
-    let record = CancellationRecord {
-        cancellation_id: slow,
-        reason: None,
-        created_at: jiff::Timestamp::now(),
-        cancelled: 1,
-        reverted_at: None,
-        cancelled_by: None,
-        reverted_by: None,
-    };
-    lab.warehouse.write_cancellation(NAMESPACE, &record).await.unwrap();
-    lab.service.revert_cancellation(&Lab::caller(), slow).await.unwrap();
-    lab.warehouse.turn(NAMESPACE, Turn { cancellation: slow, is_cancelled: true }).await.unwrap();
+    let slow = recorded(&lab).await;
+    lab.service.revert_cancellation(&Lab::caller(), slow.record().cancellation_id).await.unwrap();
+    lab.warehouse.turn(&slow).await.unwrap();
     assert_eq!(lab.number("sum").await, "7");
     // Of two that have written down the same event one takes it, and only that one gives it back.
-    let (first, second) = (Uuid::now_v7(), Uuid::now_v7());
-    for cancellation in [first, second] {
-        lab.warehouse.note_to_cancel(target(), NAMESPACE, cancellation).await.unwrap();
+    let both = [recorded(&lab).await, recorded(&lab).await];
+    for cancellation in &both {
+        lab.warehouse.turn(cancellation).await.unwrap();
     }
-    for cancellation in [first, second] {
-        lab.warehouse.turn(NAMESPACE, Turn { cancellation, is_cancelled: true }).await.unwrap();
-    }
-    let counted = [first, second].map(|cancellation| lab.warehouse.count_cancelled(NAMESPACE, cancellation));
+    let counted = both.map(|cancellation| lab.warehouse.count_cancelled(NAMESPACE, cancellation.record().cancellation_id));
     assert_eq!(futures::future::try_join_all(counted).await.unwrap(), [1, 0]);
 }
 
@@ -320,20 +314,10 @@ async fn a_cancellation_of_a_gateway_that_is_gone_hits_nothing_later() {
     lab.meter("sum", spec("t", Aggregation::Sum, Some("$.v"), &[])).await;
     lab.post(&event("e", "t", "s", TIME, json!({"v": "7"}))).await.unwrap();
     let gone = Lab::in_database(&way.to(ClickHouse::shared().url()).await, lab.warehouse.database());
-    let (slow, hit) = (Uuid::now_v7(), identity(NAMESPACE, "test", "e"));
-    lab.warehouse.note_to_cancel(cancel_by_ids(lab.warehouse.database(), NAMESPACE, &[hit]), NAMESPACE, slow).await.unwrap();
-    let record = CancellationRecord {
-        cancellation_id: slow,
-        reason: None,
-        created_at: jiff::Timestamp::now(),
-        cancelled: 0,
-        reverted_at: None,
-        cancelled_by: None,
-        reverted_by: None,
-    };
-    lab.warehouse.write_cancellation(NAMESPACE, &record).await.unwrap();
+    let slow = recorded(&lab).await;
     let (comes, go) = way.hold(Asked::Turn);
-    let turning = tokio::spawn(async move { gone.warehouse.turn(NAMESPACE, Turn { cancellation: slow, is_cancelled: true }).await });
+    let turned = slow.clone();
+    let turning = tokio::spawn(async move { gone.warehouse.turn(&turned).await });
     comes.await.unwrap();
     turning.abort();
 
@@ -346,7 +330,7 @@ async fn a_cancellation_of_a_gateway_that_is_gone_hits_nothing_later() {
     let before = way.answers.load(Ordering::SeqCst);
     go.send(()).unwrap();
     eventually("the statement came, and has ended", async || (way.answers.load(Ordering::SeqCst) > before).then_some(())).await;
-    lab.warehouse.spread(NAMESPACE, slow).await.unwrap();
+    lab.warehouse.spread(NAMESPACE, slow.record().cancellation_id).await.unwrap();
     assert_eq!(lab.number("sum").await, "7");
     assert_read_as_final(&lab).await;
 }

@@ -106,11 +106,7 @@ async fn a_clock_that_is_ahead_lets_nothing_go() {
     let lab = Lab::on(clickhouse.url());
     let meter = lab.meter("m", kept(30)).await;
     post(&lab, &[(1, 1), (10, 29), (100, 0)]).await;
-    clock.set(365 * 86_400);
-    eventually("ClickHouse's clock is ahead", async || {
-        (lab.warehouse.now().await.unwrap() > Timestamp::now() + SignedDuration::from_hours(24)).then_some(())
-    })
-    .await;
+    put_ahead(&mut clock, &lab).await;
     let meter = lab.settle(meter).await;
     lab.warehouse.run_ddl(&format!("OPTIMIZE TABLE {} FINAL", lab.warehouse.table(&active(&meter)))).await.unwrap();
     let settled = lab.settle(meter.clone()).await;
@@ -120,12 +116,18 @@ async fn a_clock_that_is_ahead_lets_nothing_go() {
     assert_eq!(lab.number("m").await, "111");
 }
 
-/// All clocks were a year ahead, and are right again: what went is not missing in a number, and comes back.
+/// The operator's clock and ClickHouse's were a year ahead: what went is not missing in a number of a gateway whose clock is right, neither
+/// then nor when all are right again, and comes back.
 #[tokio::test]
 async fn what_wrong_clocks_let_go_comes_back() {
-    let lab = Lab::new();
+    let folder = tempfile::tempdir().unwrap();
+    let mut clock = Clock::new(folder.path(), "clickhouse");
+    let clickhouse = ClickHouse::start_own_with(clock.environment());
+    let lab = Lab::on(clickhouse.url());
     let meter = lab.meter("m", kept(30)).await;
     post(&lab, &[(1, 1), (10, 29), (100, 0)]).await;
+    put_ahead(&mut clock, &lab).await;
+    // As an operator does then.
     let (topology, database) = (lab.warehouse.topology(), lab.warehouse.database());
     let gone = may_go(Timestamp::now() + SignedDuration::from_hours(365 * 24), 30);
     let wrong = TableNote { let_go: Some(gone), ..lab.note(&meter).await };
@@ -135,10 +137,23 @@ async fn what_wrong_clocks_let_go_comes_back() {
         lab.warehouse.run_ddl(&drop).await.unwrap();
     }
     assert_eq!(stored(&lab, &meter).await, "");
+    assert!(answers_nothing(&lab.service).await, "the gateway's clock says that it is kept");
+    clock.set(0);
+    eventually("ClickHouse's clock is right", async || (!is_ahead(&lab).await).then_some(())).await;
     let behind = that_knows(&lab, &meter);
     assert!(answers_nothing(&behind).await);
     let meter = lab.settle(meter).await;
     assert_eq!(lab.number("m").await, "111");
     assert!(lab.note(&meter).await.let_go.is_some_and(|gone| gone < month_of(Timestamp::now())));
     assert!(answers_nothing(&behind).await, "another table took its place");
+}
+
+/// Puts ClickHouse's clock a year ahead.
+async fn put_ahead(clock: &mut Clock, lab: &Lab) {
+    clock.set(365 * 86_400);
+    eventually("ClickHouse's clock is ahead", async || is_ahead(lab).await.then_some(())).await;
+}
+
+async fn is_ahead(lab: &Lab) -> bool {
+    lab.warehouse.now().await.unwrap() > Timestamp::now() + SignedDuration::from_hours(24)
 }
