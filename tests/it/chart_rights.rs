@@ -3,7 +3,6 @@
 //! the chart, and nothing else.
 
 use std::collections::BTreeSet;
-use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::time::Duration;
@@ -21,7 +20,7 @@ use serde_json::{Value, json};
 use tempfile::{NamedTempFile, TempDir};
 
 use crate::chart::{CHART, Release, kubectl};
-use crate::support::{ClickHouse, ControlPlane, eventually};
+use crate::support::{ClickHouse, ControlPlane, eventually, free_address};
 
 /// Between two looks at what was logged.
 const POLL: Duration = Duration::from_millis(50);
@@ -144,10 +143,6 @@ impl Drop for Pod {
             let _ = child.wait();
         }
     }
-}
-
-fn free_address() -> String {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
 }
 
 /// Somebody who uses Kubemeter in a namespace.

@@ -128,8 +128,12 @@ impl SlowInsert {
         let id = format!("{}-{name}", insert_name(&landing));
         let deadline = Duration::from_secs(30);
         let insert = Insert { table: &landing, columns: COLUMNS, bytes: row.len(), name: &id, deadline, is_alone: true, fence: None };
-        assert!(lab.warehouse.learn_to_begin().await.unwrap());
-        let begun = lab.warehouse.begin(insert, 1, std::future::ready(true), std::iter::once(row.into())).await.unwrap().unwrap();
+        let row = bytes::Bytes::from(row);
+        let begun = eventually("an INSERT is begun", async || {
+            lab.warehouse.learn_to_begin().await.unwrap();
+            lab.warehouse.begin(insert, 1, std::future::ready(true), std::iter::once(row.clone())).await.unwrap()
+        })
+        .await;
         let slow = Self { begun, id };
         eventually("ClickHouse has prepared the row", async || slow.written(lab).await.filter(|written| *written > 0)).await;
         slow
@@ -425,9 +429,12 @@ async fn a_view_lost_while_its_table_is_filled_is_noticed_by_who_fills_it() {
         }
         (&mut held.0).await.unwrap();
     };
-    let (told, ()) = tokio::join!(lab.reconciler.meter(&meter), reach_the_last);
-    let table = told.unwrap().status.backfill.unwrap().table;
-    assert_eq!(tables(&lab, &meter).await[&table].as_ref().unwrap().state, TableState::Filling(202_601));
+    let filling = eventually("it is filled behind its view", async || {
+        let table = lab.reconciler.meter(&meter).await.unwrap().status.backfill?.table;
+        let note = tables(&lab, &meter).await.remove(&table)??;
+        (note.state == TableState::Filling(202_601)).then_some(table)
+    });
+    let (table, ()) = tokio::join!(filling, reach_the_last);
     lab.warehouse.run_ddl(&lab.warehouse.topology().drop_one(lab.warehouse.database(), &layout::view(&table))).await.unwrap();
     lab.post(&of("c", 1)).await.unwrap();
     let _ = lab.reconciler.meter(&meter).await.unwrap();
@@ -445,6 +452,7 @@ async fn the_status_counts_the_table_that_answers() {
     lab.post(&json!((0..30).map(flowing).collect::<Vec<_>>())).await.unwrap();
     let counts = |meter: &Meter| meter.status.as_ref().map(|status| (status.events, status.uncounted_events)).unwrap();
     let meter = lab.meter("m", spec("t", Aggregation::Sum, Some("$.old"), &[])).await;
+    let meter = lab.counted(meter).await;
     assert_eq!(counts(&meter), (Some(30), Some(0)));
 
     let (came, go) = way.hold(Asked::Count);

@@ -147,6 +147,15 @@ impl Lab {
         .await
     }
 
+    /// Reconciles until its status counts the events.
+    pub async fn counted(&self, mut meter: Meter) -> Meter {
+        eventually("the events are counted", async || {
+            meter = self.settle(meter.clone()).await;
+            meter.status.as_ref().unwrap().events.is_some().then(|| meter.clone())
+        })
+        .await
+    }
+
     /// What is noted of the table that answers for a Meter.
     pub async fn note(&self, meter: &Meter) -> TableNote {
         let notes = self.warehouse.tables_with_prefix(&active(meter)).await.unwrap();

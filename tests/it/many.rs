@@ -108,6 +108,9 @@ async fn an_idle_operator_asks_for_nothing_and_its_restart_changes_nothing() {
     }
     eventually("the meters are ready", async || all_ready(&meters).await).await;
     eventually("the customers are ready", async || all_ready(&customers).await).await;
+    let is_counted = |meter: &Meter| meter.status.as_ref().is_some_and(|status| status.events.is_some());
+    let are_counted = async || meters.list(&ListParams::default()).await.unwrap().items.iter().all(is_counted).then_some(());
+    eventually("their events are counted", are_counted).await;
     at_rest(&audit).await;
 
     let (before, leases) = (work(&audit), calls(&audit)["patch leases"]);

@@ -11,16 +11,12 @@ use kube::{CustomResourceExt, ResourceExt};
 use kubemeter::api::{Customer, CustomerSpec, Meter};
 use kubemeter::controller::leader::LEASE;
 
-use crate::support::{ControlPlane, eventually};
+use crate::support::{ControlPlane, eventually, free_address};
 
 fn operator(listen: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_kubemeter"));
     command.args(["operator", "--clickhouse-url", "http://127.0.0.1:1", "--listen", listen]).stdin(Stdio::null());
     command
-}
-
-fn free_address() -> String {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
 }
 
 #[tokio::test]

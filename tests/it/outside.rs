@@ -22,7 +22,7 @@ use tokio::net::TcpListener;
 use crate::chart::{CHART, run};
 use crate::cluster::install_crds;
 use crate::rights::Program;
-use crate::support::{ClickHouse, ControlPlane, eventually, free_port, tool};
+use crate::support::{ClickHouse, ControlPlane, eventually, free_address, tool};
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const PARENT: &str = "00f067aa0ba902b7";
@@ -72,7 +72,7 @@ impl Prometheus {
             "rule_files": [alerts()], "scrape_configs": jobs});
         let file = folder.path().join("prometheus.yaml");
         std::fs::write(&file, serde_yaml::to_string(&config).unwrap()).unwrap();
-        let address = format!("127.0.0.1:{}", free_port());
+        let address = free_address();
         let log = std::fs::File::create(folder.path().join("log")).unwrap();
         let child = Command::new(tool("prometheus"))
             .arg(format!("--config.file={}", file.display()))

@@ -1,7 +1,6 @@
 //! Who may call what, on a real API server: every cell of the table in docs/rights.md, which is read from there.
 
 use std::collections::BTreeSet;
-use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -17,7 +16,7 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 use crate::cluster::{admin, install_crds};
-use crate::support::{ClickHouse, ControlPlane, eventually};
+use crate::support::{ClickHouse, ControlPlane, eventually, free_address};
 
 /// A program of Kubemeter's, killed when the test ends.
 pub struct Program {
@@ -28,7 +27,7 @@ pub struct Program {
 impl Program {
     /// Operator or gateway, with an administrator's rights in the cluster.
     pub fn start(command: &str, plane: &ControlPlane, clickhouse: &str, more: &[&str], log: Stdio) -> Self {
-        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+        let address = free_address();
         let child = Command::new(env!("CARGO_BIN_EXE_kubemeter"))
             .args([command, "--clickhouse-url", clickhouse, "--listen", &address])
             .args(more)

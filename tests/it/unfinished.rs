@@ -190,7 +190,7 @@ async fn what_has_no_claims_any_more_is_given_up() {
     let two = Two::new().await;
     two.fails(&two.tables[0], &sent(TIME, 1)).await;
     // Nothing is on its way meanwhile: no fence stops what has read the claims before they go.
-    let (comes, go) = two.way.hold(Asked::Table);
+    let (comes, go) = two.way.hold(Asked::Keys);
     comes.await.unwrap();
     for table in ["identities", "events"].map(|name| two.lab.warehouse.table(name)).iter().chain([&two.tables[1]]) {
         two.lab.warehouse.run_ddl(&format!("TRUNCATE TABLE {table}")).await.unwrap();

@@ -1,6 +1,5 @@
 //! The whole on a real API server: operator and gateway as processes, custom resources in, usage out, crashes between.
 
-use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -12,7 +11,7 @@ use serde::Deserialize as _;
 use serde_json::{Value, json};
 
 use crate::cluster::{admin, install_crds};
-use crate::support::{ClickHouse, ControlPlane, eventually};
+use crate::support::{ClickHouse, ControlPlane, eventually, free_address};
 
 /// A process that is killed when the test ends.
 struct Process(Child);
@@ -110,10 +109,6 @@ impl Whole {
         let answer = reqwest::Client::new().post(self.clickhouse.url()).body(sql).send().await.unwrap();
         answer.text().await.unwrap().lines().map(str::to_owned).collect()
     }
-}
-
-fn free_address() -> String {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
 }
 
 fn events(from: usize, to: usize) -> Value {

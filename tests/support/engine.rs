@@ -1,11 +1,13 @@
 //! A real ClickHouse: `kubemeter clickhouse` with the engine that `make setup` has fetched.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::hash::{BuildHasher, RandomState};
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
 use tempfile::TempDir;
 
@@ -67,7 +69,7 @@ impl ClickHouse {
     }
 
     fn start_in(directory: TempDir, environment: Environment) -> Self {
-        let (running, url) = run(&directory, &format!("127.0.0.1:{}", free_port()), &environment);
+        let (running, url) = run(&directory, &free_address(), &environment);
         Self { url, own: Some(Own { running, directory, environment, is_shard: false }) }
     }
 
@@ -88,7 +90,7 @@ impl ClickHouse {
             let directory = tempfile::tempdir().expect("a temporary folder can be made");
             configure(&directory, &format!("<tcp_port>{}</tcp_port>{}", ports[number], more(number, reached)));
             let environment = Environment::new();
-            let (running, url) = run(&directory, &format!("127.0.0.1:{}", free_port()), &environment);
+            let (running, url) = run(&directory, &free_address(), &environment);
             listen_to_shards(&url);
             Self { url, own: Some(Own { running, directory, environment, is_shard: true }) }
         })
@@ -187,13 +189,19 @@ fn listen_to_shards(url: &str) {
     assert!(answer.lines().next().is_some_and(|line| line.contains(" 200 ")), "{answer}");
 }
 
-/// A port that nobody listens on, below those that the kernel gives to outgoing connections: between a kill and a
+/// A port that nobody listens on and nobody else was given, below those that the kernel gives to outgoing connections: between a kill and a
 /// restart one of these could take it.
 pub fn free_port() -> u16 {
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
     loop {
         let port = 20_000 + (RandomState::new().hash_one(()) % 12_000) as u16;
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() && GIVEN.lock().unwrap_or_else(PoisonError::into_inner).insert(port) {
             return port;
         }
     }
+}
+
+/// Where something can listen on such a port.
+pub fn free_address() -> String {
+    format!("127.0.0.1:{}", free_port())
 }

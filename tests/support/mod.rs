@@ -10,7 +10,7 @@ mod relay;
 pub use child::Running;
 pub use clock::Clock;
 pub use control_plane::ControlPlane;
-pub use engine::{CLUSTER, ClickHouse, Environment, free_port};
+pub use engine::{CLUSTER, ClickHouse, Environment, free_address, free_port};
 
 use std::path::PathBuf;
 use std::process::Command;
