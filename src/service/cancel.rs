@@ -37,7 +37,8 @@ impl<R: Registry> Service<R> {
                 let reading = self.warehouse.reading_of_rows(table, query).await?;
                 let asked = Asked::of(table, definition, query.from);
                 let let_go = self.warehouse.whole(&asked).await?;
-                let source = Source { database: self.warehouse.database(), namespace, table, definition, reading: &reading, let_go };
+                let database = self.warehouse.database();
+                let source = Source { database, namespace, table, definition, reading: &reading, let_go, subjects: None };
                 let keys = select::counted_keys(&source, query);
                 let target = select::cancel_by_keys(self.warehouse.database(), namespace, &definition.event_type, keys);
                 (target, Vec::new(), Some((asked, let_go)))

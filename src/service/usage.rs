@@ -39,8 +39,13 @@ impl<R: Registry> Service<R> {
             Some(_) => self.warehouse.whole(&asked).await?,
             None => None,
         };
-        let source = Source { database: self.warehouse.database(), namespace, table, definition, reading: &reading, let_go };
-        let records = match self.records(&source, &query).await {
+        let database = self.warehouse.database();
+        let source = Source { database, namespace, table, definition, reading: &reading, let_go, subjects: None };
+        let ask = |subjects: Option<Arc<[String]>>| {
+            let query = &query;
+            async move { self.records(&Source { subjects: subjects.as_deref(), ..source }, query).await }
+        };
+        let records = match self.warehouse.with_subjects(namespace, &query, ask).await {
             // Something was written again since then. What ClickHouse refuses for another reason it refuses in this way, too.
             Err(warehouse::Error::Refused(_)) if matches!(reading, Reading::FirstsAlone | Reading::BySubject(_)) => {
                 self.records(&Source { reading: &Reading::ByKind, ..source }, &query).await

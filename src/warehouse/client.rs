@@ -14,6 +14,7 @@ use hyper_util::rt::TokioExecutor;
 use serde::Serialize;
 
 use super::begun::Begun;
+use super::customers::{Remembered, remembered};
 use super::fence::Fence;
 use super::reading::{FewSubjects, few_subjects};
 use super::schema::Landings;
@@ -63,6 +64,7 @@ pub struct Warehouse {
     /// Held by the one purge that runs.
     pub(super) purging: Arc<tokio::sync::Mutex<()>>,
     pub(super) few_subjects: FewSubjects,
+    pub(super) remembered: Remembered,
 }
 
 /// What was made, or found, in this process's life.
@@ -387,6 +389,7 @@ impl Warehouse {
             unended: Arc::default(),
             purging: Arc::default(),
             few_subjects: few_subjects(),
+            remembered: remembered(),
         }
     }
 

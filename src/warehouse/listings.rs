@@ -95,6 +95,7 @@ impl Warehouse {
             definition,
             reading: &reading,
             let_go,
+            subjects: None,
         });
         let mut most_keys = most + 1;
         loop {

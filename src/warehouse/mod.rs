@@ -6,6 +6,7 @@ mod begun;
 mod cancellations;
 mod client;
 pub mod counted;
+mod customers;
 mod fed;
 mod fence;
 mod identities;

@@ -79,6 +79,18 @@ pub fn subjects_of_customers(database: &str) -> String {
     format!("(SELECT subject FROM {} WHERE owner IN {{customers:Array(String)}})", owners(&claims))
 }
 
+/// Who has the subjects that one of `{customers:Array(String)}` claims or is named like, so many at most: of several claims the
+/// oldest, as in [`owners`]. The inner SELECT finds claims that were taken back, too, which the outer one leaves out.
+pub fn owners_of_claimed(database: &str, most: Option<u32>) -> String {
+    const CUSTOMERS: &str = "{customers:Array(String)}";
+    let (claims, table) = (claims(database), format!("{}.subjects", identifier(database)));
+    let limit = most.map(|most| format!(" LIMIT {most}")).unwrap_or_default();
+    format!(
+        "SELECT subject, argMin(customer, (created, customer)) AS owner FROM {claims} AND (subject IN {CUSTOMERS} OR subject IN \
+         (SELECT subject FROM {table} WHERE namespace = {{namespace:String}} AND customer IN {CUSTOMERS})) GROUP BY subject{limit}"
+    )
+}
+
 /// What answers a question.
 #[derive(Clone, Copy, Debug)]
 pub struct Source<'a> {
@@ -94,6 +106,8 @@ pub struct Source<'a> {
     pub reading: &'a Reading,
     /// The last month that the table has let go, and that is not read.
     pub let_go: Option<Month>,
+    /// The subjects of the question's customers. None: the statement looks them up.
+    pub subjects: Option<&'a [String]>,
 }
 
 /// Conditions on the rows that a question is about, and their values: those on what all rows of a key share, and others. What
@@ -118,9 +132,16 @@ fn conditions(source: &Source<'_>, query: &UsageQuery, params: &mut Vec<Param>) 
         bind("subjects", Value::Texts(query.subjects.clone()));
         keys.push("subject IN {subjects:Array(String)}".to_owned());
     }
-    if !query.customers.is_empty() {
-        bind("customers", Value::Texts(query.customers.clone()));
-        keys.push(format!("subject IN {}", subjects_of_customers(database)));
+    match source.subjects {
+        _ if query.customers.is_empty() => {}
+        Some(subjects) => {
+            bind("of_customers", Value::Texts(subjects.to_vec()));
+            keys.push("subject IN {of_customers:Array(String)}".to_owned());
+        }
+        None => {
+            bind("customers", Value::Texts(query.customers.clone()));
+            keys.push(format!("subject IN {}", subjects_of_customers(database)));
+        }
     }
     for (index, (group, values)) in query.filters.iter().enumerate() {
         bind(&format!("filter{index}"), Value::Texts(values.clone()));

@@ -15,7 +15,6 @@ use crate::warehouse::counted::counted;
 use crate::warehouse::layout::view;
 use crate::warehouse::note::StoredBefore;
 use crate::warehouse::schema::Landings;
-use crate::warehouse::select::subjects_of_customers;
 use crate::warehouse::sql::identifier;
 
 /// The oldest ClickHouse: since then a statement's subqueries share one snapshot of a table by default.
@@ -295,15 +294,6 @@ impl Warehouse {
             identifier(self.database())
         );
         self.query(&sql).bind("namespace", namespace).bind("uid", uid.to_string()).rows().await
-    }
-
-    /// The subjects that usage counts as a customer's: those mapped to it, and its own name where no other has that.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub async fn subjects_of(&self, namespace: &str, customer: &str) -> Result<Vec<String>, Error> {
-        let sql = format!("SELECT DISTINCT subject FROM {}", subjects_of_customers(self.database()));
-        self.query(&sql).bind("namespace", namespace).bind("customers", [customer].as_slice()).rows().await
     }
 
     /// Writes or takes back a Customer's claims on subjects. The later counts, whatever clocks say: its version is above all of this

@@ -250,6 +250,7 @@ async fn each_way_to_read_a_table_finds_the_same() {
             definition: &definition,
             reading,
             let_go: None,
+            subjects: None,
         };
         let statement = select::usage(&source, query, 7);
         lab.warehouse.query(&statement.sql).bind_all(statement.params).rows::<UsageRecord>().await

@@ -30,12 +30,16 @@ fn of(customers: &[&str]) -> UsageQuery {
     UsageQuery { customers: customers.iter().map(|name| (*name).to_owned()).collect(), ..total() }
 }
 
-/// Usage per customer.
+/// Usage per customer: who asks for one, whose subjects were others before, is told the same.
 async fn by_customer(lab: &Lab, meter: &str) -> BTreeMap<String, String> {
     let rows = lab.usage(meter, grouped(&["customer"])).await.data;
     let names: Vec<_> = rows.iter().map(|row| row.customer.clone().unwrap()).collect();
     assert!(names.is_sorted_by(|a, b| a < b), "ordered, and no customer twice: {names:?}");
-    rows.into_iter().map(|row| (row.customer.unwrap(), row.value)).collect()
+    let all: BTreeMap<_, _> = rows.into_iter().map(|row| (row.customer.unwrap(), row.value)).collect();
+    for customer in lab.customers.iter().map(|customer| customer.metadata.name.as_ref().unwrap()).chain(&names) {
+        assert_eq!(value(lab, meter, of(&[customer])).await.as_ref(), all.get(customer), "{customer}");
+    }
+    all
 }
 
 fn ready(conditions: &[Condition]) -> (&str, &str) {
@@ -152,6 +156,27 @@ async fn a_subject_has_one_customer_the_oldest_and_may_move() {
 }
 
 /// How many rows each table has of each subject, after its duplicates are gone.
+/// More than are named in a question.
+#[tokio::test]
+async fn customers_may_have_many_subjects() {
+    let mut lab = Lab::new();
+    lab.meter("count", spec("t", Aggregation::Count, None, &[])).await;
+    let subjects: Vec<String> = (0..1_100).map(|n| format!("s{n}")).collect();
+    let sent = |subject: &String| event(subject, "t", subject, "2026-03-04T05:06:07Z", json!({}));
+    lab.post(&json!(subjects.iter().map(sent).collect::<Vec<_>>())).await.unwrap();
+    let subjects: Vec<&str> = subjects.iter().map(String::as_str).collect();
+    lab.customer("few", &subjects[..10]).await;
+    lab.customer("many", &subjects[10..610]).await;
+    lab.customer("more", &subjects[610..1_050]).await;
+    for _ in 0..2 {
+        let mut counted = Vec::new();
+        for customers in [&["few"][..], &["few", "many", "s1099"], &["many", "more"], &["few", "more", "many", "s1099"]] {
+            counted.extend(value(&lab, "count", of(customers)).await);
+        }
+        assert_eq!(counted, ["10", "611", "1040", "1051"]);
+    }
+}
+
 async fn stored(lab: &Lab, tables: &[String]) -> BTreeMap<(String, String), u64> {
     let mut all = BTreeMap::new();
     for table in tables {
