@@ -130,6 +130,22 @@ impl Catalog {
         self.read(|all| all.by_type.get(&(namespace.to_owned(), event_type.to_owned())).cloned().unwrap_or_default())
     }
 
+    /// The subjects of customers, in order, as they are if no two Customers claim one and nothing has changed since: a guess.
+    pub fn guess_subjects(&self, namespace: &str, customers: &[String]) -> Vec<String> {
+        let mut subjects = BTreeSet::new();
+        self.read(|all| {
+            for customer in customers {
+                // Its name, which is a subject, too, where nobody claims that.
+                let key = (namespace.to_owned(), customer.clone());
+                subjects.extend(all.customers.get(&key).into_iter().flatten().cloned());
+                if !all.claims.contains_key(&key) {
+                    subjects.insert(key.1);
+                }
+            }
+        });
+        subjects.into_iter().collect()
+    }
+
     /// Whether some Customer has a subject.
     pub fn has_subject(&self, namespace: &str, subject: &str) -> bool {
         self.read(|all| all.claims.contains_key(&(namespace.to_owned(), subject.to_owned())))

@@ -1,7 +1,7 @@
 //! The subjects of a question's customers, looked up beside the question.
 //!
-//! In the question's own statement looking them up takes as long as all the rest. So it is asked with those of the last time, and at the
-//! same time they are looked up; were they others by now, it is asked once more, with these. So no answer goes by what is remembered alone.
+//! In the question's own statement looking them up takes as long as all the rest. So it is asked with a guess, and at the same time they are
+//! looked up; if they are others it is asked once more, with these. So no answer goes by a guess.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::metering::UsageQuery;
 /// Most claimed subjects of which a question names those that are its customers'; more are looked up by its own statement.
 const MOST: u32 = 1_000;
 
-/// Subjects by namespace and customers, as they were when they were looked up last. None: too many.
+/// Subjects by namespace and customers that were guessed wrongly, as they were when they were looked up last: the next guess. None: too many.
 pub(super) type Remembered = Cache<(String, Vec<String>), Option<Arc<[String]>>>;
 
 /// Remembers 4 MiB of names, for an hour each.
@@ -30,8 +30,8 @@ pub(super) fn remembered() -> Remembered {
     Cache::builder().weigher(weigh).max_capacity(4 * 1_024 * 1_024).time_to_live(Duration::from_hours(1)).build()
 }
 
-/// The subjects of customers, in order, of all that are claimed by one of them or named like one, with who has each: as
-/// [`subjects_of_customers`](super::select::subjects_of_customers) finds them, which takes ClickHouse longer.
+/// The customers' subjects, in order: of those that one of them claims or is named like, given with who has each, and of their names that
+/// nobody claims. [`subjects_of_customers`](super::select::subjects_of_customers) finds the same, which takes ClickHouse longer.
 fn owned(customers: &[String], owners: Vec<(String, String)>) -> Vec<String> {
     let mut subjects: BTreeSet<String> = customers.iter().cloned().collect();
     let is_asked_for = subjects.clone();
@@ -69,7 +69,8 @@ impl Warehouse {
         Ok((bytes <= PARAM_BYTES).then(|| subjects.into()))
     }
 
-    /// Asks a question with the subjects of its customers. None: its statement is to look them up, or it asks for no customers.
+    /// Asks a question with the subjects of its customers, which `guess` gives in order, perhaps. None: its statement is to look them up, or
+    /// it asks for no customers.
     ///
     /// # Errors
     /// Those of the question; see [`Error`].
@@ -77,6 +78,7 @@ impl Warehouse {
         &self,
         namespace: &str,
         query: &UsageQuery,
+        guess: impl FnOnce() -> Vec<String>,
         ask: impl Fn(Option<Arc<[String]>>) -> F,
     ) -> Result<T, Error> {
         // Grouped by customer, subjects are mapped by the statement: then that is to choose them, too.
@@ -84,20 +86,14 @@ impl Warehouse {
             return ask(None).await;
         }
         let key = (namespace.to_owned(), query.customers.clone());
-        let look_up = self.few_subjects_of(namespace, &query.customers);
-        let now = match self.remembered.get(&key).await {
-            Some(None) => return ask(None).await,
-            Some(before) => {
-                let (answer, now) = tokio::join!(ask(before.clone()), look_up);
-                let now = now?;
-                if now == before {
-                    return answer;
-                }
-                now
-            }
-            None => look_up.await?,
-        };
-        self.remembered.insert(key, now.clone()).await;
-        ask(now).await
+        let Some(guessed) = self.remembered.get(&key).await.unwrap_or_else(|| Some(guess().into())) else { return ask(None).await };
+        let guessed = Some(guessed);
+        let (answer, found) = tokio::join!(ask(guessed.clone()), self.few_subjects_of(namespace, &query.customers));
+        let found = found?;
+        if found == guessed {
+            return answer;
+        }
+        self.remembered.insert(key, found.clone()).await;
+        ask(found).await
     }
 }
