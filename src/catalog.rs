@@ -131,9 +131,10 @@ impl Catalog {
     }
 
     /// The subjects of customers, in order, as they are if no two Customers claim one and nothing has changed since: a guess.
-    pub fn guess_subjects(&self, namespace: &str, customers: &[String]) -> Vec<String> {
-        let mut subjects = BTreeSet::new();
+    /// None: over `most`.
+    pub fn guess_subjects(&self, namespace: &str, customers: &[String], most: usize) -> Option<Vec<String>> {
         self.read(|all| {
+            let mut subjects = BTreeSet::new();
             for customer in customers {
                 // Its name, which is a subject, too, where nobody claims that.
                 let key = (namespace.to_owned(), customer.clone());
@@ -141,9 +142,12 @@ impl Catalog {
                 if !all.claims.contains_key(&key) {
                     subjects.insert(key.1);
                 }
+                if subjects.len() > most {
+                    return None;
+                }
             }
-        });
-        subjects.into_iter().collect()
+            Some(subjects.into_iter().collect())
+        })
     }
 
     /// Whether some Customer has a subject.

@@ -479,10 +479,8 @@ async fn write(
         // The acknowledgement: whatever brings a row of the request to all tables has been confirmed, and so has what brings those there
         // that were stored before. Rows of one identity are of one type, so one that another request's row stood for has the same table.
         for row in &submission.rows {
-            let brought = match settled.completed.contains(&row.identity) {
-                true => Some(&again),
-                false => landed.get(&settled.landings.number(row.landing)),
-            };
+            let is_completed = settled.completed.contains(&row.identity);
+            let brought = if is_completed { Some(&again) } else { landed.get(&settled.landings.number(row.landing)) };
             match brought {
                 Some(brought) => brought.clone()?,
                 None => return Err(Error::Unavailable("rows were not sent".to_owned())),

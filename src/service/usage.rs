@@ -45,7 +45,7 @@ impl<R: Registry> Service<R> {
             let query = &query;
             async move { self.records(&Source { subjects: subjects.as_deref(), ..source }, query).await }
         };
-        let guess = || self.catalog.guess_subjects(namespace, &query.customers);
+        let guess = |most| self.catalog.guess_subjects(namespace, &query.customers, most);
         let records = match self.warehouse.with_subjects(namespace, &query, guess, ask).await {
             // Something was written again since then. What ClickHouse refuses for another reason it refuses in this way, too.
             Err(warehouse::Error::Refused(_)) if matches!(reading, Reading::FirstsAlone | Reading::BySubject(_)) => {

@@ -14,7 +14,7 @@ use hyper_util::rt::TokioExecutor;
 use serde::Serialize;
 
 use super::begun::Begun;
-use super::customers::{Remembered, remembered};
+use super::customers::{Guesses, guesses};
 use super::fence::Fence;
 use super::reading::{FewSubjects, few_subjects};
 use super::schema::Landings;
@@ -34,6 +34,11 @@ const POOL_IDLE: Duration = Duration::from_secs(2);
 /// Longest bound value that ClickHouse takes (`http_max_field_value_size`), in bytes, escapes included. A set that may be
 /// longer is bound in parts.
 pub(super) const PARAM_BYTES: usize = 128 * 1_024;
+
+/// Whether these are few enough for one parameter: with quotes, and an escape for each byte.
+pub(super) fn fit_param(texts: &[String]) -> bool {
+    texts.iter().map(|text| 2 * (text.len() + 2)).sum::<usize>() <= PARAM_BYTES
+}
 
 /// How to reach ClickHouse.
 #[derive(Clone, Debug)]
@@ -64,7 +69,7 @@ pub struct Warehouse {
     /// Held by the one purge that runs.
     pub(super) purging: Arc<tokio::sync::Mutex<()>>,
     pub(super) few_subjects: FewSubjects,
-    pub(super) remembered: Remembered,
+    pub(super) guesses: Guesses,
 }
 
 /// What was made, or found, in this process's life.
@@ -389,7 +394,7 @@ impl Warehouse {
             unended: Arc::default(),
             purging: Arc::default(),
             few_subjects: few_subjects(),
-            remembered: remembered(),
+            guesses: guesses(),
         }
     }
 

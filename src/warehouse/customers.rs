@@ -9,19 +9,19 @@ use std::time::Duration;
 
 use moka::future::Cache;
 
-use super::client::PARAM_BYTES;
+use super::client::fit_param;
 use super::select::owners_of_claimed;
 use super::{Error, Warehouse};
 use crate::metering::UsageQuery;
 
 /// Most claimed subjects of which a question names those that are its customers'; more are looked up by its own statement.
-const MOST: u32 = 1_000;
+const MOST: usize = 1_000;
 
 /// Subjects by namespace and customers that were guessed wrongly, as they were when they were looked up last: the next guess. None: too many.
-pub(super) type Remembered = Cache<(String, Vec<String>), Option<Arc<[String]>>>;
+pub(super) type Guesses = Cache<(String, Vec<String>), Option<Arc<[String]>>>;
 
 /// Remembers 4 MiB of names, for an hour each.
-pub(super) fn remembered() -> Remembered {
+pub(super) fn guesses() -> Guesses {
     let bytes = |names: &[String]| names.iter().map(|name| size_of::<String>() + name.len()).sum::<usize>();
     let weigh = move |(namespace, customers): &(String, Vec<String>), subjects: &Option<Arc<[String]>>| {
         // An entry itself takes some 200 bytes.
@@ -60,17 +60,15 @@ impl Warehouse {
     async fn few_subjects_of(&self, namespace: &str, customers: &[String]) -> Result<Option<Arc<[String]>>, Error> {
         let owners = owners_of_claimed(self.database(), Some(MOST + 1));
         let owners: Vec<_> = self.query(&owners).bind("namespace", namespace).bind("customers", customers).rows().await?;
-        if owners.len() > MOST as usize {
+        if owners.len() > MOST {
             return Ok(None);
         }
         let subjects = owned(customers, owners);
-        // Quotes, and an escape for each byte.
-        let bytes = subjects.iter().map(|subject| 2 * (subject.len() + 2)).sum::<usize>();
-        Ok((bytes <= PARAM_BYTES).then(|| subjects.into()))
+        Ok(fit_param(&subjects).then(|| subjects.into()))
     }
 
-    /// Asks a question with the subjects of its customers, which `guess` gives in order, perhaps. None: its statement is to look them up, or
-    /// it asks for no customers.
+    /// Asks a question with the subjects of its customers, which `guess` gives in order, perhaps, if they are so many at most. None: its
+    /// statement is to look them up, or it asks for no customers.
     ///
     /// # Errors
     /// Those of the question; see [`Error`].
@@ -78,7 +76,7 @@ impl Warehouse {
         &self,
         namespace: &str,
         query: &UsageQuery,
-        guess: impl FnOnce() -> Vec<String>,
+        guess: impl FnOnce(usize) -> Option<Vec<String>>,
         ask: impl Fn(Option<Arc<[String]>>) -> F,
     ) -> Result<T, Error> {
         // Grouped by customer, subjects are mapped by the statement: then that is to choose them, too.
@@ -86,14 +84,17 @@ impl Warehouse {
             return ask(None).await;
         }
         let key = (namespace.to_owned(), query.customers.clone());
-        let Some(guessed) = self.remembered.get(&key).await.unwrap_or_else(|| Some(guess().into())) else { return ask(None).await };
-        let guessed = Some(guessed);
+        let first_guess = || guess(MOST).filter(|subjects| fit_param(subjects)).map(Arc::from);
+        let guessed = self.guesses.get(&key).await.unwrap_or_else(first_guess);
+        if guessed.is_none() {
+            return ask(None).await;
+        }
         let (answer, found) = tokio::join!(ask(guessed.clone()), self.few_subjects_of(namespace, &query.customers));
         let found = found?;
         if found == guessed {
             return answer;
         }
-        self.remembered.insert(key, found.clone()).await;
+        self.guesses.insert(key, found.clone()).await;
         ask(found).await
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use moka::future::Cache;
 
-use super::client::PARAM_BYTES;
+use super::client::fit_param;
 use super::counted::{Reading, count_rows, estimate_by_subject, subjects_again};
 use super::retention::month_of;
 use super::topology::Topology;
@@ -68,9 +68,7 @@ impl Warehouse {
     async fn find_few_subjects(&self, table: &str, (from, to): (u32, u32), all: u64) -> Result<Option<Arc<[String]>>, Error> {
         let query = |sql: &str| self.query(sql).bind("from", from).bind("to", to);
         let subjects: Vec<String> = query(&subjects_again(self.database(), table)).bind("most", MOST_SUBJECTS + 1).rows().await?;
-        // Quotes, and an escape for each byte.
-        let bytes = subjects.iter().map(|subject| 2 * (subject.len() + 2)).sum::<usize>();
-        if subjects.len() > MOST_SUBJECTS || bytes > PARAM_BYTES {
+        if subjects.len() > MOST_SUBJECTS || !fit_param(&subjects) {
             return Ok(None);
         }
         let rows: u64 = query(&estimate_by_subject(self.database(), table)).bind("again", &subjects).one().await?;

@@ -81,7 +81,7 @@ pub fn subjects_of_customers(database: &str) -> String {
 
 /// Who has the subjects that one of `{customers:Array(String)}` claims or is named like, so many at most: of several claims the
 /// oldest, as in [`owners`]. The inner SELECT finds claims that were taken back, too, which the outer one leaves out.
-pub fn owners_of_claimed(database: &str, most: Option<u32>) -> String {
+pub fn owners_of_claimed(database: &str, most: Option<usize>) -> String {
     const CUSTOMERS: &str = "{customers:Array(String)}";
     let (claims, table) = (claims(database), format!("{}.subjects", identifier(database)));
     let limit = most.map(|most| format!(" LIMIT {most}")).unwrap_or_default();

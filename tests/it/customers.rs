@@ -155,7 +155,6 @@ async fn a_subject_has_one_customer_the_oldest_and_may_move() {
     assert_eq!(by_customer(&lab, "count").await, counts(&[("owner-of-x", "3"), ("s", "2"), ("y", "1")]));
 }
 
-/// How many rows each table has of each subject, after its duplicates are gone.
 /// More than are named in a question.
 #[tokio::test]
 async fn customers_may_have_many_subjects() {
@@ -177,6 +176,7 @@ async fn customers_may_have_many_subjects() {
     }
 }
 
+/// How many rows each table has of each subject, after its duplicates are gone.
 async fn stored(lab: &Lab, tables: &[String]) -> BTreeMap<(String, String), u64> {
     let mut all = BTreeMap::new();
     for table in tables {

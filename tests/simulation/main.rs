@@ -70,7 +70,7 @@ async fn histories_are_lived_as_the_model_says() {
 }
 
 /// More statements than an edit has.
-const STATEMENTS: u64 = 55;
+const STATEMENTS: u64 = 45;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_operator_killed_between_any_two_statements_of_an_edit_changes_no_number() {
