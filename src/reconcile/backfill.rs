@@ -5,6 +5,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures::TryFutureExt as _;
+use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -16,6 +18,8 @@ use crate::warehouse::{BACKFILL, Warehouse};
 
 /// How long a reconcile waits for a backfill to end before it says how far it is: most end at once.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// Months that are copied at once: what a month's INSERT writes it sorts and writes in one thread.
+const AT_ONCE: usize = 2;
 /// Deadline of one month's copy.
 const MONTH: Duration = Duration::from_secs(6 * 3_600);
 
@@ -83,24 +87,31 @@ impl Job {
         let before = self.note.before.filter(|before| of == Some(before.events));
         let copied = if before.is_some() { self.note.copied.unwrap_or(0) } else { 0 };
         let before = before.unwrap_or_default();
-        let months_total = i64::try_from(months.len()).unwrap_or(i64::MAX);
         let is_ahead = matches!(self.note.state, TableState::Ahead(_));
         let (copied, until) = if is_ahead { (0, before.block) } else { (copied, u64::MAX) };
-        for (number, month) in (0..).zip(&months) {
-            // What came while the most was copied is a small rest.
-            let months_done = if copied > 0 { months_total } else { number };
-            report.send_replace(BackfillProgress { table: self.table.clone(), months_done, months_total });
-            if *month > self.after {
-                if events().await? != of {
-                    return Err(Error::Unavailable("another table took the place of events while it was copied".to_owned()));
-                }
-                let copy = self.warehouse.query(&self.copy).bind("month", *month).bind("copied", copied).bind("until", until);
-                let copy = copy.bind("block", before.block);
-                let copy = copy.bind("started", before.run.started_s).bind("uptime", before.run.uptime_s);
-                copy.within(MONTH).named(BACKFILL).in_background().run().await?;
-                let state = if is_ahead { TableState::Ahead(*month) } else { TableState::Filling(*month) };
-                self.note(TableNote { state, ..self.note.clone() }).await?;
+        let copy = async |month: u32| {
+            if events().await? != of {
+                return Err(Error::Unavailable("another table took the place of events while it was copied".to_owned()));
             }
+            let copy = self.warehouse.query(&self.copy).bind("month", month).bind("copied", copied).bind("until", until);
+            let copy = copy.bind("block", before.block);
+            let copy = copy.bind("started", before.run.started_s).bind("uptime", before.run.uptime_s);
+            Ok(copy.within(MONTH).named(BACKFILL).in_background().run().await?)
+        };
+        let months_total = i64::try_from(months.len()).unwrap_or(i64::MAX);
+        let tell = |months_done| {
+            // What came while the most was copied is a small rest.
+            let months_done = if copied > 0 { months_total } else { months_done };
+            report.send_replace(BackfillProgress { table: self.table.clone(), months_done, months_total });
+        };
+        let to_copy: Vec<_> = (1..).zip(months).filter(|(_, month)| *month > self.after).collect();
+        tell(to_copy.first().map_or(months_total, |(number, _)| number - 1));
+        // In their order, so that all months up to the noted one are there.
+        let mut copies = stream::iter(to_copy).map(|(number, month)| copy(month).map_ok(move |()| (number, month))).buffered(AT_ONCE);
+        while let Some((number, month)) = copies.try_next().await? {
+            let state = if is_ahead { TableState::Ahead(month) } else { TableState::Filling(month) };
+            self.note(TableNote { state, ..self.note.clone() }).await?;
+            tell(number);
         }
         if is_ahead {
             return self.end_ahead(before).await;

@@ -419,14 +419,12 @@ async fn a_view_lost_while_its_table_is_filled_is_noticed_by_who_fills_it() {
         status: None,
         ..warm
     };
-    // Both months ahead, then the first again: the second waits.
-    let mut held = way.hold(Asked::Copy);
+    // The second month ahead, then once more, which waits.
+    let mut held = way.hold(Asked::Copy(202_602));
     let reach_the_last = async {
-        for _ in 0..3 {
-            (&mut held.0).await.unwrap();
-            let (_, go) = std::mem::replace(&mut held, way.hold(Asked::Copy));
-            go.send(()).unwrap();
-        }
+        (&mut held.0).await.unwrap();
+        let (_, go) = std::mem::replace(&mut held, way.hold(Asked::Copy(202_602)));
+        go.send(()).unwrap();
         (&mut held.0).await.unwrap();
     };
     let filling = eventually("it is filled behind its view", async || {
@@ -439,6 +437,29 @@ async fn a_view_lost_while_its_table_is_filled_is_noticed_by_who_fills_it() {
     lab.post(&of("c", 1)).await.unwrap();
     let _ = lab.reconciler.meter(&meter).await.unwrap();
     let _ = held.1.send(());
+    lab.settle(meter).await;
+    assert_eq!(lab.number("m").await, "3");
+}
+
+/// So that after a crash no month is taken for copied that is not.
+#[tokio::test]
+async fn two_months_are_copied_at_once_and_noted_in_their_order() {
+    let way = Way::default();
+    let lab = Lab::with(&options(&way.to(ClickHouse::shared().url()).await, &new_database(), Topology::Single));
+    let old = lab.meter("m", spec("t", Aggregation::Count, None, &[])).await;
+    let of = |id: &str, month: u8| event(id, "t", "s", &format!("2026-{month:02}-04T05:06:07Z"), json!({}));
+    lab.post(&json!([of("a", 1), of("b", 2), of("c", 3)])).await.unwrap();
+    let (came, go) = way.hold(Asked::Copy(202_601));
+    way.forget();
+    let meter = edited(&old, spec("t", Aggregation::Count, None, &[("group", "$.group")]));
+    let table = eventually("it is copied", async || Some(lab.reconciler.meter(&meter).await.unwrap().status.backfill?.table)).await;
+    came.await.unwrap();
+    let rows = format!("SELECT count() FROM {}.{table} WHERE toMonth(time) = 2", lab.warehouse.database());
+    eventually("the second month is there", async || (lab.warehouse.query(&rows).one::<u64>().await.unwrap() == 1).then_some(())).await;
+    let asked = |month| way.asked.lock().unwrap().contains(&Asked::Copy(month));
+    assert_eq!((asked(202_602), asked(202_603)), (true, false));
+    assert_eq!(tables(&lab, &meter).await.remove(&table).unwrap().unwrap().state, TableState::Ahead(0));
+    go.send(()).unwrap();
     lab.settle(meter).await;
     assert_eq!(lab.number("m").await, "3");
 }

@@ -38,8 +38,8 @@ pub enum Asked {
     OtherRemoval,
     /// What runs, to wait for it.
     Running,
-    /// To copy a month of stored events.
-    Copy,
+    /// To copy a month (`yyyymm`) of stored events.
+    Copy(u32),
     /// How many events a Meter's table has.
     Count,
     /// To cancel events in `events`, or to let them count again.
@@ -124,7 +124,7 @@ impl Way {
                 line if line.contains("INSERT+INTO") && line.contains("landing_") => Some(Asked::Landing),
                 line if line.contains("INSERT+INTO") && line.contains("completed") => Some(Asked::Completed),
                 line if line.contains("INSERT+INTO") && line.contains("identities") => Some(Asked::Claims),
-                line if line.contains("query_id=kubemeter-backfill") => Some(Asked::Copy),
+                line if line.contains("query_id=kubemeter-backfill") => Some(Asked::Copy(month_of(&text))),
                 line if line.contains("query_id=kubemeter-insert-turned") => Some(Asked::Turn),
                 _ if text.contains("INSERT INTO") && text.contains("SELECT DISTINCT id") => Some(Asked::Claims),
                 _ if text.contains("AS least") => Some(Asked::Look),
@@ -221,4 +221,10 @@ pub async fn without_begun(way: &Way, database: &str) -> Lab {
     let lab = Lab::with(&options(&way.to(ClickHouse::shared().url()).await, database, Topology::Single));
     lab.meter("count", spec("t", Aggregation::Count, None, &[])).await;
     lab
+}
+
+/// The month that a request binds.
+fn month_of(request: &str) -> u32 {
+    let (_, month) = request.split_once("param_month\"").unwrap_or_else(|| panic!("no month in {request}"));
+    month.trim_start()[..6].parse().unwrap()
 }
