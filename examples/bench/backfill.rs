@@ -29,10 +29,11 @@ pub async fn measure(setup: &Setup, sizes: &Sizes, events: u64, seed: u64, repor
     // more is stored. What it stores is merged in waves, some twenty seconds of each minute, and a short time alone may see none.
     let (mut stored, mut total) = (events, reference.total());
     let (mut quiet, mut busy, mut alone, mut beside) = (Rate::default(), Rate::default(), Rate::default(), Rate::default());
-    let mut told = BTreeSet::new();
+    let (mut told, mut turns) = (BTreeSet::new(), Vec::new());
     for turn in 1..=sizes.made {
         let (seconds, steps) = made(setup).await?;
         quiet.add(stored, seconds);
+        turns.push(format!("{seconds:.1} s over {:.1} million", load::millions(stored)));
         told.extend(steps);
         check(setup, total).await?;
         gone(setup).await?;
@@ -74,10 +75,11 @@ pub async fn measure(setup: &Setup, sizes: &Sizes, events: u64, seed: u64, repor
     table.row(["ingest".to_owned(), format!("{lone:.0} events/s"), format!("**{both:.0} events/s**"), ratio(both / lone)]);
     table.note(format!(
         "From the moment the manifest is there to the meter's first answer; events over twelve months, batches of {} from {} connections. \
-         Each figure is that of {} turns together, in which ingest was measured for {:.0} s alone and {:.0} s beside. The new meter's total was each time exactly that of all events. Its status told, of how \
+         Alone it took {}. Each figure is that of {} turns together, in which ingest was measured for {:.0} s alone and {:.0} s beside. The new meter's total was each time exactly that of all events. Its status told, of how \
          many of twelve months were done: {}.",
         LOAD.1,
         LOAD.0,
+        turns.join(" and "),
         sizes.made,
         alone.seconds,
         beside.seconds,
@@ -102,7 +104,9 @@ async fn made(setup: &Setup) -> Result<(f64, BTreeSet<u32>)> {
         }
     };
     setup.await_meter(METER, note).await?;
-    Ok((began.elapsed().as_secs_f64(), told))
+    let seconds = began.elapsed().as_secs_f64();
+    progress(format_args!("backfill: the meter answers after {seconds:.1} s"));
+    Ok((seconds, told))
 }
 
 /// Deletes the Meter, and waits until its tables are gone.

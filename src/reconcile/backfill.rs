@@ -18,7 +18,7 @@ use crate::warehouse::{BACKFILL, Warehouse};
 
 /// How long a reconcile waits for a backfill to end before it says how far it is: most end at once.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Months that are copied at once: what a month's INSERT writes it sorts and writes in one thread.
+/// Months that are copied at once: of a month that is a block or less, one thread writes what two can read.
 const AT_ONCE: usize = 2;
 /// Deadline of one month's copy.
 const MONTH: Duration = Duration::from_secs(6 * 3_600);
@@ -96,7 +96,7 @@ impl Job {
             let copy = self.warehouse.query(&self.copy).bind("month", month).bind("copied", copied).bind("until", until);
             let copy = copy.bind("block", before.block);
             let copy = copy.bind("started", before.run.started_s).bind("uptime", before.run.uptime_s);
-            Ok(copy.within(MONTH).named(BACKFILL).in_background().run().await?)
+            Ok(copy.within(MONTH).named(BACKFILL).in_background().written_in_two_threads().run().await?)
         };
         let months_total = i64::try_from(months.len()).unwrap_or(i64::MAX);
         let tell = |months_done| {

@@ -254,6 +254,13 @@ impl Query<'_> {
         self
     }
 
+    /// Writes in two threads where there is much to write, two blocks and more: one sorts and compresses less than two can read.
+    #[must_use]
+    pub fn written_in_two_threads(mut self) -> Self {
+        self.inner = self.inner.with_setting("max_insert_threads", "2");
+        self
+    }
+
     /// Runs a statement without a result.
     ///
     /// # Errors
