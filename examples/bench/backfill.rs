@@ -25,19 +25,17 @@ pub async fn measure(setup: &Setup, sizes: &Sizes, events: u64, seed: u64, repor
     let mut reference = Reference::new();
     reference.count(&pass, pass.numbers.clone(), 1);
 
+    let (mut stored, mut total) = (events, reference.total());
+    let (mut quiet, mut grown, mut busy, mut alone, mut beside) =
+        (Rate::default(), Rate::default(), Rate::default(), Rate::default(), Rate::default());
+    let mut told = BTreeSet::new();
+    for _ in 0..sizes.made {
+        made_alone(setup, &mut quiet, stored, total, &mut told).await?;
+    }
+
     // All turns of a kind count together, and every second turn has ingest alone after that beside the backfill: it becomes slower the
     // more is stored. What it stores is merged in waves, some twenty seconds of each minute, and a short time alone may see none.
-    let (mut stored, mut total) = (events, reference.total());
-    let (mut quiet, mut busy, mut alone, mut beside) = (Rate::default(), Rate::default(), Rate::default(), Rate::default());
-    let (mut told, mut turns) = (BTreeSet::new(), Vec::new());
     for turn in 1..=sizes.made {
-        let (seconds, steps) = made(setup).await?;
-        quiet.add(stored, seconds);
-        turns.push(format!("{seconds:.1} s over {:.1} million", load::millions(stored)));
-        told.extend(steps);
-        check(setup, total).await?;
-        gone(setup).await?;
-
         let order = if turn % 2 == 1 { [false, true] } else { [true, false] };
         for (is_beside, stream) in order.into_iter().zip(2 * turn..) {
             let posts = Posts::new(setup, LOAD, seed, stream);
@@ -63,23 +61,25 @@ pub async fn measure(setup: &Setup, sizes: &Sizes, events: u64, seed: u64, repor
             }
             setup.quiet().await?;
         }
+        made_alone(setup, &mut grown, stored, total, &mut told).await?;
         progress(format_args!("backfill: turn {turn} of {} done", sizes.made));
     }
 
-    let (fast, slow, lone, both) = (quiet.a_second(), busy.a_second(), alone.a_second(), beside.a_second());
+    let (fast, large, slow, lone, both) = (quiet.a_second(), grown.a_second(), busy.a_second(), alone.a_second(), beside.a_second());
     report.aim(Aim::at_least("backfill of a new meter", fast, 1e6, "events/s"));
     report.aim(Aim::at_least("ingest during a backfill, part of ingest alone", both / lone, 0.7, "×"));
     let mut table =
         Table::new(&format!("A meter made over {} million events", load::millions(events)), &["figure", "alone", "both at once", "ratio"]);
     table.row(["backfill".to_owned(), format!("**{fast:.0} events/s**"), format!("{slow:.0} events/s"), ratio(slow / fast)]);
+    let more = format!("of what came in, too, {:.1} million at last, most of one month", load::millions(stored));
+    table.row([more, format!("{large:.0} events/s"), String::new(), String::new()]);
     table.row(["ingest".to_owned(), format!("{lone:.0} events/s"), format!("**{both:.0} events/s**"), ratio(both / lone)]);
     table.note(format!(
         "From the moment the manifest is there to the meter's first answer; events over twelve months, batches of {} from {} connections. \
-         Alone it took {}. Each figure is that of {} turns together, in which ingest was measured for {:.0} s alone and {:.0} s beside. The new meter's total was each time exactly that of all events. Its status told, of how \
-         many of twelve months were done: {}.",
+         Each figure is that of {} turns together, in which ingest was measured for {:.0} s alone and {:.0} s beside. \
+         The new meter's total was each time exactly that of all events. Its status told, of how many of twelve months were done: {}.",
         LOAD.1,
         LOAD.0,
-        turns.join(" and "),
         sizes.made,
         alone.seconds,
         beside.seconds,
@@ -91,6 +91,16 @@ pub async fn measure(setup: &Setup, sizes: &Sizes, events: u64, seed: u64, repor
     ));
     report.table(table);
     Ok(())
+}
+
+/// Makes the Meter while nothing else is done, and deletes it.
+async fn made_alone(setup: &Setup, rate: &mut Rate, stored: u64, total: i128, told: &mut BTreeSet<u32>) -> Result<()> {
+    let (seconds, steps) = made(setup).await?;
+    rate.add(stored, seconds);
+    told.extend(steps);
+    check(setup, total).await?;
+    gone(setup).await?;
+    setup.quiet().await
 }
 
 /// Makes the Meter: seconds until it answers, and what its status told of its progress.
