@@ -32,6 +32,13 @@ pub enum Measure {
     UniqueCount(JsonPath),
 }
 
+impl Measure {
+    /// Whether an event that was added can be taken off again.
+    pub const fn is_additive(&self) -> bool {
+        matches!(self, Self::Count | Self::Decimal(DecimalAggregation::Sum | DecimalAggregation::Average, _))
+    }
+}
+
 /// Aggregations of decimal values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DecimalAggregation {

@@ -1,4 +1,5 @@
-//! How many events a Meter's table has, for its status: counted beside the reconciles, for a large table takes minutes.
+//! What is done with a Meter's table beside the reconciles, for with a large one it takes minutes: its sums are balanced, and it is counted
+//! how many events it has, for its status.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -85,6 +86,9 @@ impl Counts {
         AbortOnDropHandle::new(tokio::spawn(async move {
             // Never closed.
             let _turn = turns.acquire().await;
+            if let Err(why) = warehouse.balance(&table).await {
+                tracing::warn!(%why, table, "sums of a Meter can't be balanced: they take longer until it is tried again");
+            }
             let (events, uncounted) = warehouse.count_events(&table, has_value).await?;
             Ok(Counted { events, uncounted })
         }))

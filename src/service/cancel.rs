@@ -34,7 +34,7 @@ impl<R: Registry> Service<R> {
                 let meter = self.known_meter(namespace, meter_id)?;
                 let (table, definition) = active(&meter)?;
                 check_names(definition, query)?;
-                let reading = self.warehouse.reading_of_rows(table, query).await?;
+                let reading = self.warehouse.reading_of_rows(table, definition, query).await?;
                 let asked = Asked::of(table, definition, query.from);
                 let let_go = self.warehouse.whole(&asked).await?;
                 let database = self.warehouse.database();

@@ -33,7 +33,7 @@ impl<R: Registry> Service<R> {
         let meter = self.known_meter(namespace, meter_id)?;
         let (table, definition) = active(&meter)?;
         check_names(definition, &query)?;
-        let reading = self.warehouse.reading_for(table, &query).await?;
+        let reading = self.warehouse.reading_for(table, definition, &query).await?;
         let asked = Asked::of(table, definition, query.from);
         let let_go = match definition.retention_days {
             Some(_) => self.warehouse.whole(&asked).await?,
@@ -48,7 +48,7 @@ impl<R: Registry> Service<R> {
         let guess = |most| self.catalog.guess_subjects(namespace, &query.customers, most);
         let records = match self.warehouse.with_subjects(namespace, &query, guess, ask).await {
             // Something was written again since then. What ClickHouse refuses for another reason it refuses in this way, too.
-            Err(warehouse::Error::Refused(_)) if matches!(reading, Reading::FirstsAlone | Reading::BySubject(_)) => {
+            Err(warehouse::Error::Refused(_)) if matches!(reading, Reading::FirstsAlone | Reading::Balanced) => {
                 self.records(&Source { reading: &Reading::ByKind, ..source }, &query).await
             }
             records => records,

@@ -16,7 +16,6 @@ use serde::Serialize;
 use super::begun::Begun;
 use super::customers::{Guesses, guesses};
 use super::fence::Fence;
-use super::reading::{FewSubjects, few_subjects};
 use super::schema::Landings;
 use super::sql;
 use super::topology::Topology;
@@ -68,7 +67,6 @@ pub struct Warehouse {
     pub(super) unended: Arc<Mutex<Option<Vec<String>>>>,
     /// Held by the one purge that runs.
     pub(super) purging: Arc<tokio::sync::Mutex<()>>,
-    pub(super) few_subjects: FewSubjects,
     pub(super) guesses: Guesses,
 }
 
@@ -400,7 +398,6 @@ impl Warehouse {
             made: Arc::default(),
             unended: Arc::default(),
             purging: Arc::default(),
-            few_subjects: few_subjects(),
             guesses: guesses(),
         }
     }

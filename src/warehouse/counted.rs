@@ -10,14 +10,22 @@
 //!         maybe twice when it was cut off
 //! again   everything else: written again, cancelled,   read FINAL
 //!         completed, copied but maybe sent, too
+//! contra  a first sending's row once more, if its      taken off, so that first sendings can be
+//!         key was written again                        read without a look at their keys
 //! ```
 //! A key that has a row of kind `again` has the one that counts among these: their versions are greater than all others'.
-
-use std::sync::Arc;
+//!
+//! # What can be added can be taken off
+//! To leave out of millions of first sendings the few that were written again takes a look at each one's key, which takes as long as
+//! all else. A sum needs no such look: it is that of all first sendings, less those written again, of which a copy is kept
+//! ([`balance`]), and with what counts instead ([`balanced`]). Whether a copy is there yet makes no difference: what has none is looked up.
+//!
+//! **A contra row is there only if its first sending is.** No merge removes a first sending, for what takes its place is in another
+//! partition. A purge removes contra rows first, and lets none be written meanwhile ([`super::purge`]).
 
 use jiff::{Timestamp, civil::Time, tz::TimeZone};
 
-use super::row::{ARRIVAL_MARK, written_again_sql};
+use super::row::{ARRIVAL_MARK, CONTRA, written_again_sql};
 use super::run::Run;
 use super::sql::identifier;
 
@@ -27,6 +35,7 @@ enum Kind {
     Sent = 0,
     Again = 1,
     Copied = 2,
+    Contra = 3,
 }
 
 impl Kind {
@@ -35,8 +44,8 @@ impl Kind {
     fn condition(self) -> String {
         let is = |kind: Self| format!("endsWith(_partition_id, '-{}')", kind as u8);
         match self {
-            Self::Sent | Self::Copied => is(self),
-            Self::Again => format!("NOT {} AND NOT {}", is(Self::Sent), is(Self::Copied)),
+            Self::Sent | Self::Copied | Self::Contra => is(self),
+            Self::Again => [Self::Sent, Self::Copied, Self::Contra].map(|kind| format!("NOT {}", is(kind))).join(" AND "),
         }
     }
 }
@@ -59,40 +68,26 @@ fn is_between(column: &str) -> String {
 /// Settings by which ClickHouse counts a table's rows by what it knows of parts, and reads none.
 pub const BY_PARTS: &str = "optimize_use_projections = 1, optimize_use_implicit_projections = 1";
 
-/// Rows of the months (`yyyymm`) between `{from:UInt32}` and `{to:UInt32}`: those of kind `again`, and all. `system.parts` would tell it,
-/// too, but looks at each table of the database for it.
+/// Rows of the months (`yyyymm`) between `{from:UInt32}` and `{to:UInt32}`, month by month: those of kind `again`, and of kind `contra`.
+/// `system.parts` would tell it, too, but looks at each table of the database for it.
 pub fn count_rows(database: &str, table: &str) -> String {
     let table = format!("{}.{}", identifier(database), identifier(table));
     format!(
-        "SELECT toUInt64(sumIf(rows, {})), toUInt64(sum(rows)) FROM \
-         (SELECT _partition_id, count() AS rows FROM {table} WHERE {} GROUP BY _partition_id) SETTINGS {BY_PARTS}",
+        "SELECT toUInt32OrZero(substring(_partition_id, 1, 6)) AS month, toUInt64(sumIf(rows, {})) AS again, toUInt64(sumIf(rows, {})) AS contra \
+         FROM (SELECT _partition_id, count() AS rows FROM {table} WHERE {} GROUP BY _partition_id) GROUP BY month HAVING again > 0 \
+         ORDER BY month SETTINGS {BY_PARTS}",
         Kind::Again.condition(),
+        Kind::Contra.condition(),
         is_between("_partition_id")
     )
-}
-
-/// Subjects that have rows of kind `again` in these months, `{most:UInt64}` of them at most.
-pub fn subjects_again(database: &str, table: &str) -> String {
-    let table = format!("{}.{}", identifier(database), identifier(table));
-    format!(
-        "SELECT DISTINCT subject FROM {table} WHERE {} AND {} LIMIT {{most:UInt64}}",
-        Kind::Again.condition(),
-        is_between("_partition_id")
-    )
-}
-
-/// About how many rows [`AGAIN`]'s subjects have in these months: by the index, nothing is read.
-pub fn estimate_by_subject(database: &str, table: &str) -> String {
-    let table = format!("{}.{}", identifier(database), identifier(table));
-    let month = is_between("_partition_id");
-    format!("SELECT toUInt64(sum(rows)) FROM (EXPLAIN ESTIMATE SELECT id FROM {table} WHERE {month} AND subject IN {AGAIN})")
 }
 
 /// A meter table's partition key.
 pub fn partition_key() -> String {
     format!(
-        "(toYYYYMM(time), multiIf(version >= {ARRIVAL_MARK}, {}, copied, {}, {}))",
+        "(toYYYYMM(time), multiIf(version >= {ARRIVAL_MARK}, {}, version = {CONTRA}, {}, copied, {}, {}))",
         Kind::Again as u8,
+        Kind::Contra as u8,
         Kind::Copied as u8,
         Kind::Sent as u8
     )
@@ -111,7 +106,7 @@ pub fn known_block(number: &str) -> String {
 
 /// How the rows that count are found. All find the same, for all that a statement reads it sees at one moment
 /// (`enable_shared_storage_snapshot_in_query`).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reading {
     /// `FINAL` over all. Quicker where there is little to merge, and right where a question can't see all kinds at one
     /// moment: on a cluster a shard is asked for each kind by itself.
@@ -121,13 +116,9 @@ pub enum Reading {
     /// First sendings alone, no key of which is looked at. Where a key was written again ClickHouse **refuses** the question, in
     /// the moment that it reads: then it is to be asked [`Self::ByKind`].
     FirstsAlone,
-    /// For what is added up by subject ([`counted_by_subject`]): of these subjects [`Self::ByKind`], of all others first sendings
-    /// alone. Where a key of another was written again ClickHouse **refuses** the question, as above. Rows of one key have one subject.
-    BySubject(Arc<[String]>),
+    /// For what can be added and taken off: see [`balanced`].
+    Balanced,
 }
-
-/// SQL: the subjects of [`Reading::BySubject`]. In the statement their names cost less than to ask for them each time they are needed.
-pub const AGAIN: &str = "{again:Array(String)}";
 
 /// Why ClickHouse refuses what was asked too late.
 const WRITTEN_AGAIN: &str = "there are rows written again";
@@ -146,7 +137,15 @@ pub fn counted(database: &str, table: &str, reading: &Reading, keys: &[String], 
             let others = if others.is_empty() { String::new() } else { format!(" WHERE {}", others.join(" AND ")) };
             format!("{table} FINAL{prewhere}{others}")
         }
-        Reading::ByKind | Reading::BySubject(_) => by_kind(&table, keys, others, false),
+        // By itself ClickHouse would collect the keys of what was written again for each part of a UNION.
+        Reading::ByKind | Reading::Balanced => {
+            let again = [&[Kind::Again.condition()], keys].concat().join(" AND ");
+            let firsts = firsts(&table, &[keys, others].concat());
+            format!(
+                "(SELECT * FROM ({firsts}) WHERE id NOT IN (SELECT id FROM {table} WHERE {again}) UNION ALL {})",
+                agains(&table, keys, others)
+            )
+        }
         Reading::FirstsAlone => {
             let refused = [&[Kind::Again.condition()], keys].concat().join(" AND ");
             let firsts = firsts(&table, &[keys, others].concat());
@@ -155,31 +154,55 @@ pub fn counted(database: &str, table: &str, reading: &Reading, keys: &[String], 
     }
 }
 
-/// For [`Reading::BySubject`]: a FROM of first sendings, of which those of [`AGAIN`] don't count, and a FROM that has what counts
-/// of these subjects.
-pub fn counted_by_subject(database: &str, table: &str, keys: &[String], others: &[String]) -> (String, String) {
-    let name = format!("{}.{}", identifier(database), identifier(table));
-    let firsts = format!("({})", firsts(&name, &[keys, others].concat()));
-    (firsts, by_kind(&name, keys, others, true))
+/// For [`Reading::Balanced`]: what is added, and what is taken off.
+pub struct Balanced {
+    /// FROMs whose rows are added.
+    pub added: [String; 2],
+    /// FROMs whose rows are taken off: no more than was added.
+    pub taken: [String; 2],
 }
 
-/// [`Reading::ByKind`], of all subjects or of [`AGAIN`] alone: then it is refused where others have rows of kind `again`. The keys of
-/// what was written again are asked of first sendings together: by itself ClickHouse would collect them for each part of a UNION.
-fn by_kind(table: &str, keys: &[String], others: &[String], is_of_some: bool) -> String {
-    let again = [&[Kind::Again.condition()], keys].concat().join(" AND ");
-    let (firsts_only, checked) = if is_of_some {
-        // Checked before the merge, which would leave cancelled ones out.
-        let checked = format!(" PREWHERE {again} AND NOT throwIf(subject NOT IN {AGAIN}, '{WRITTEN_AGAIN}')");
-        (format!("subject IN {AGAIN} AND "), checked)
-    } else {
-        Default::default()
-    };
-    let firsts = firsts(table, &[keys, others].concat());
-    let all = [std::slice::from_ref(&again), others].concat().join(" AND ");
+/// All first sendings, and what counts of keys that were written again; less these keys' first sendings: where there is a contra row it
+/// is that, and the others are looked up by their keys.
+pub fn balanced(database: &str, table: &str, keys: &[String], others: &[String]) -> Balanced {
+    let table = format!("{}.{}", identifier(database), identifier(table));
+    let all = [keys, others].concat();
+    let contra = [&[Kind::Contra.condition()], &*all].concat().join(" AND ");
+    Balanced {
+        added: [format!("({})", firsts(&table, &all)), format!("({})", agains(&table, keys, others))],
+        // A key may have several.
+        taken: [format!("(SELECT * FROM {table} WHERE {contra} LIMIT 1 BY id)"), unbalanced(&table, keys, &all)],
+    }
+}
+
+/// First sendings of keys that were written again and have no contra row, as a FROM.
+fn unbalanced(table: &str, keys: &[String], all: &[String]) -> String {
+    let of = |kind: Kind| [&[kind.condition()], keys].concat().join(" AND ");
+    let written = format!(
+        "(subject, time, id) IN (SELECT subject, time, id FROM {table} WHERE {} AND id NOT IN (SELECT id FROM {table} WHERE {}))",
+        of(Kind::Again),
+        of(Kind::Contra)
+    );
+    format!("({})", firsts(table, &[all, &[written]].concat()))
+}
+
+/// Statement that writes the contra rows that `{month:String}` lacks, unless a purge has begun since `identities` said `{calm:String}`. To
+/// `FINAL` they are removed rows.
+pub fn balance(database: &str, table: &str) -> String {
+    let is_calm =
+        "(SELECT count() FROM system.tables WHERE database = {database:String} AND name = 'identities' AND comment = {calm:String}) = 1";
+    let table = format!("{}.{}", identifier(database), identifier(table));
+    let keys = ["startsWith(_partition_id, {month:String})".to_owned(), is_calm.to_owned()];
     format!(
-        "(SELECT * FROM ({firsts}) WHERE {firsts_only}id NOT IN (SELECT id FROM {table} WHERE {again}) \
-         UNION ALL SELECT * FROM {table} FINAL{checked} WHERE {all} {BY_MONTH})"
+        "INSERT INTO {table} SELECT * REPLACE (toUInt64({CONTRA}) AS version, toUInt8(1) AS is_deleted) FROM {}",
+        unbalanced(&table, &keys, &keys)
     )
+}
+
+/// What counts of keys that were written again.
+fn agains(table: &str, keys: &[String], others: &[String]) -> String {
+    let all = [&[Kind::Again.condition()], keys, others].concat().join(" AND ");
+    format!("SELECT * FROM {table} FINAL WHERE {all} {BY_MONTH}")
 }
 
 /// First sendings that meet conditions.
@@ -212,7 +235,7 @@ mod tests {
         assert_eq!(all, "`d`.`t` FINAL PREWHERE subject = 's' WHERE value IS NOT NULL");
         let from = counted("d", "t", &Reading::ByKind, &keys, &others);
         let (again, by_month) = (
-            "NOT endsWith(_partition_id, '-0') AND NOT endsWith(_partition_id, '-2')",
+            "NOT endsWith(_partition_id, '-0') AND NOT endsWith(_partition_id, '-2') AND NOT endsWith(_partition_id, '-3')",
             "SETTINGS do_not_merge_across_partitions_select_final = 1",
         );
         assert_eq!(

@@ -8,11 +8,14 @@ use std::time::Duration;
 use super::fence::{Fence, LastClaims, ShutOut};
 use super::identities::CLAIMS;
 use super::note::TableNote;
-use super::row::{IDENTITY_COLUMNS, VERSION_MARK};
+use super::row::{CONTRA, IDENTITY_COLUMNS, VERSION_MARK};
 use super::select::NIL;
 use super::sql::literal;
 use super::tables::{BACKFILL, INSERT, SUBJECTS};
 use super::{Error, Query, Warehouse};
+
+/// What deletions are named after.
+const REMOVAL: &str = "kubemeter-removal";
 
 /// Events of some subjects.
 const OF_SUBJECTS: &str = "namespace = {namespace:String} AND subject IN {subjects:Array(String)}";
@@ -57,8 +60,9 @@ impl Warehouse {
         let meters = notes.iter().filter(|(_, comment)| is_of_namespace(comment)).map(|(table, _)| table);
         for table in meters {
             for subjects in all() {
-                // First what is not cancelled: without its cancellation an event would count again, for a moment.
+                // First what is taken off sums, then what is not cancelled: without its cancellation an event would count again, for a moment.
                 let of_subjects = "subject IN {subjects:Array(String)}";
+                self.delete(fence, table, &format!("{of_subjects} AND version = {CONTRA}"), namespace, subjects, deadline).await?;
                 self.delete(fence, table, &format!("{of_subjects} AND version < {VERSION_MARK}"), namespace, subjects, deadline).await?;
                 self.delete(fence, table, of_subjects, namespace, subjects, deadline).await?;
             }
@@ -137,9 +141,19 @@ impl Warehouse {
         Ok(())
     }
 
+    /// Whether ClickHouse is told to remove something from a table, or removes it.
+    pub(super) async fn is_removing(&self, table: &str) -> Result<bool, Error> {
+        // In this order: what it is told is what it removes by the time that the statement is gone.
+        let told = "SELECT count() > 0 FROM system.processes WHERE startsWith(query_id, {removal:String})";
+        let removes =
+            "SELECT count() > 0 FROM system.mutations WHERE database = {database:String} AND table = {table:String} AND NOT is_done";
+        Ok(self.query(told).bind("removal", REMOVAL).one::<bool>().await?
+            || self.query(removes).bind("database", self.database()).bind("table", table).one::<bool>().await?)
+    }
+
     /// Binds what [`STILL_PURGING`] needs.
     fn of_purge<'a>(&self, query: Query<'a>, fence: Fence) -> Query<'a> {
-        query.bind("database", self.database()).bind("purge", &*fence.comment()).asking_first()
+        query.bind("database", self.database()).bind("purge", &*fence.comment()).asking_first().named(REMOVAL)
     }
 
     async fn delete(

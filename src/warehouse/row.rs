@@ -16,6 +16,7 @@ use crate::event::{Event, put_bytes};
 /// | [`ARRIVAL_MARK`] + [`AGAIN`] up | sendings that found their identity claimed, but nothing stored ([`Row::complete`]) | that with the greatest hash of its data |
 /// | [`ARRIVAL_MARK`] up | what the first sending stored, written again ([`written_again`]) | they are the same |
 /// | below [`ARRIVAL_MARK`] | the first sending: that which claimed the identity, in its first try | **there is one row at most** |
+/// | [`CONTRA`] | nobody's: a first sending's row once more, to be taken off sums ([`super::counted`]) | it counts never |
 ///
 /// # `events` first
 /// Whatever is to take the place of another row is written to `events` first, alone, and from there, as it is by then, to all tables.
@@ -31,11 +32,16 @@ pub const ARRIVAL_MARK: u64 = 1 << 61;
 /// What a first sending's version is raised by when its row is written again.
 pub const AGAIN: u64 = 1 << 60;
 
+/// The version of a contra row: below every other one, so that wherever rows of a key are merged it is the first to go.
+pub const CONTRA: u64 = 0;
+
 /// More than any clock says, µs since 1970: after the year 9999.
 const CLOCK_END: u64 = 1 << 58;
 /// Bits of a hash that are left out in a version, so that it lies below [`VERSION_MARK`].
 const HASH_SHIFT: u32 = 4;
 
+// A first sending is no contra row.
+const _: () = assert!(ARRIVAL_MARK - CLOCK_END > CONTRA);
 // What is written again lies above every first sending, one that completes above that, a cancellation above all.
 const _: () = assert!(ARRIVAL_MARK - CLOCK_END + AGAIN >= ARRIVAL_MARK);
 const _: () = assert!(ARRIVAL_MARK + AGAIN + (u64::MAX >> HASH_SHIFT) < VERSION_MARK);

@@ -4,7 +4,7 @@
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::counted::{AGAIN, MONTH_OF_PARTITION, Reading, begins_month, counted, counted_by_subject};
+use super::counted::{Balanced, MONTH_OF_PARTITION, Reading, balanced, begins_month, counted};
 use super::identities::CHUNK;
 use super::retention::{Month, after};
 use super::sql::identifier;
@@ -184,18 +184,29 @@ fn aggregate(measure: &Measure, combinator: &str) -> String {
     }
 }
 
-/// The same function over states.
+/// What is aggregated of some rows, to be aggregated on by [`merge`]. What can be added is a number, and can be taken off.
+fn state(measure: &Measure) -> String {
+    match measure {
+        Measure::Count => "toInt64(count())".to_owned(),
+        measure if measure.is_additive() => aggregate(measure, ""),
+        measure => aggregate(measure, "State"),
+    }
+}
+
+/// The same function over what [`state`] gives.
 const fn merge(measure: &Measure) -> &'static str {
     use DecimalAggregation as D;
     match measure {
-        Measure::Count => "countMerge(state)",
-        Measure::UniqueCount(_) => "uniqExactMerge(state)",
-        Measure::Decimal(D::Sum | D::Average, _) => "sumMerge(state)",
-        Measure::Decimal(D::Min, _) => "minMerge(state)",
-        Measure::Decimal(D::Max, _) => "maxMerge(state)",
-        Measure::Decimal(D::Latest, _) => "argMaxMerge(state)",
+        Measure::Count | Measure::Decimal(D::Sum | D::Average, _) => "sum(u.state)",
+        Measure::UniqueCount(_) => "uniqExactMerge(u.state)",
+        Measure::Decimal(D::Min, _) => "minMerge(u.state)",
+        Measure::Decimal(D::Max, _) => "maxMerge(u.state)",
+        Measure::Decimal(D::Latest, _) => "argMaxMerge(u.state)",
     }
 }
+
+/// Why ClickHouse refuses a question: a contra row without its first sending, which must not be.
+const TOO_MUCH_TAKEN: &str = "more is taken off than there is";
 
 /// How events are put into windows.
 struct Window {
@@ -292,30 +303,36 @@ pub fn usage(source: &Source<'_>, query: &UsageQuery, hash_key: i64) -> Statemen
     let (key, keys) = (key.unwrap_or("toUInt32(0)"), keys.join(", "));
     let groups: Vec<_> = columns.iter().map(|column| if is_hashed { format!("any({column})") } else { column.clone() }).collect();
 
-    let sql = if by_customer {
-        let subject = if by_subject { "u.subject" } else { "''" };
-        let by = if by_subject { ", u.subject" } else { "" };
-        let states = |from: &str| {
+    let sql = if by_customer || *reading == Reading::Balanced {
+        let states = |sign: &str, from: &str| {
             format!(
-                "SELECT {key} AS window_key, subject, {groups} AS groups, {state} AS state, count() AS events FROM {from} GROUP BY {keys}",
+                "SELECT {key} AS window_key, {subject}, {groups} AS groups, {sign}{state} AS state, {sign}toInt64(count()) AS events \
+                 FROM {from} GROUP BY {keys}",
+                subject = if by_subject || by_customer { "subject" } else { "'' AS subject" },
                 groups = texts(&groups),
-                state = aggregate(&definition.measure, "State"),
+                state = state(&definition.measure),
             )
         };
-        let by_subjects = if let Reading::BySubject(again) = reading {
-            params.push(Param { name: "again".to_owned(), value: Value::Texts(again.to_vec()) });
-            let (firsts, rest) = counted_by_subject(database, table, &key_conditions, &others);
-            // Asked of each sum: by itself ClickHouse would ask it of each row, which takes longer than the sums.
-            format!("{} HAVING if(events = 0, '', subject) NOT IN {AGAIN} UNION ALL {}", states(&firsts), states(&rest))
+        let states = if *reading == Reading::Balanced {
+            debug_assert!(definition.measure.is_additive(), "only sums can be taken off");
+            let Balanced { added, taken } = balanced(database, table, &key_conditions, &others);
+            let added = added.iter().map(|from| states("", from));
+            added.chain(taken.iter().map(|from| states("-", from))).collect::<Vec<_>>().join(" UNION ALL ")
         } else {
-            states(&counted(database, table, reading, &key_conditions, &others))
+            states("", &counted(database, table, reading, &key_conditions, &others))
         };
+        let (customer, join) = if by_customer {
+            let join = format!(" LEFT JOIN {} AS m ON m.subject = u.subject", owners(&claims(database)));
+            ("if(m.owner = '', u.subject, m.owner)", join)
+        } else {
+            ("''", String::new())
+        };
+        let (subject, by) = if by_subject { ("u.subject", ", u.subject") } else { ("''", "") };
         format!(
-            "SELECT {start} AS window_start, {end} AS window_end, if(m.owner = '', u.subject, m.owner) AS customer, {subject} AS subject, \
-             u.groups AS groups, toString({merge}) AS value, sum(u.events) AS events FROM ({by_subjects}) AS u LEFT JOIN {map} AS m ON m.subject = u.subject \
-             GROUP BY window_key, customer{by}, groups ORDER BY window_start, customer{by}, groups",
+            "SELECT {start} AS window_start, {end} AS window_end, {customer} AS customer, {subject} AS subject, u.groups AS groups, \
+             toString({merge}) AS value, toUInt64(sum(u.events)) AS events FROM ({states}) AS u{join} GROUP BY window_key, customer{by}, groups \
+             HAVING NOT throwIf(sum(u.events) < 0, '{TOO_MUCH_TAKEN}') AND sum(u.events) > 0 ORDER BY window_start, customer{by}, groups",
             merge = merge(&definition.measure),
-            map = owners(&claims(database)),
         )
     } else {
         let (subject, by) = if by_subject { ("subject", ", subject") } else { ("''", "") };

@@ -1,16 +1,16 @@
 //! Rows that may not be the only ones of their key: what is read of a Meter's table is what `FINAL` over all of it gives.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use kubemeter::api::Aggregation;
 use kubemeter::meter::Definition;
 use kubemeter::metering::{UsageQuery, WindowSize};
 use kubemeter::warehouse::Topology;
-use kubemeter::warehouse::counted::{Reading, counted};
-use kubemeter::warehouse::row::{AGAIN, ARRIVAL_MARK, written_again};
+use kubemeter::warehouse::counted::{Balanced, Reading, balanced, counted};
+use kubemeter::warehouse::row::{AGAIN, ARRIVAL_MARK, CONTRA, written_again};
 use kubemeter::warehouse::select::{self, Source, UsageRecord};
 use serde_json::{Value, json};
 
@@ -19,7 +19,8 @@ use crate::support::eventually;
 
 const TIME: &str = "2026-03-04T05:06:07Z";
 
-/// Asserts of every Meter's table that no key has two first rows, and that it is read as `FINAL` would.
+/// Asserts of every Meter's table that no key has two first rows, that each contra row has its first sending, and that it is read as
+/// `FINAL` would, balanced or not.
 pub async fn assert_read_as_final(lab: &Lab) {
     if *lab.warehouse.topology() != Topology::Single {
         return;
@@ -38,8 +39,37 @@ pub async fn assert_read_as_final(lab: &Lab) {
                 format!("SELECT count(), groupBitXor(cityHash64(toString(tuple(*)))) FROM (SELECT * EXCEPT(version, copied) FROM {from})");
             lab.warehouse.query(&sql).one::<(u64, u64)>().await.unwrap()
         };
-        assert_eq!(of(&by_kind).await, of(&format!("{name} FINAL")).await, "{table}: what is read is not what counts");
+        let counts = of(&format!("{name} FINAL")).await;
+        assert_eq!(of(&by_kind).await, counts, "{table}: what is read is not what counts");
+        assert_balanced(lab, &table).await;
+        lab.warehouse.balance(&table).await.unwrap();
+        assert_balanced(lab, &table).await;
+        for from in [&by_kind, &format!("{name} FINAL")] {
+            assert_eq!(of(from).await, counts, "{table}: contra rows count");
+        }
     }
+}
+
+/// Asserts that of each key what is added less what is taken off is what counts.
+async fn assert_balanced(lab: &Lab, table: &str) {
+    let name = lab.warehouse.table(table);
+    let columns = "* EXCEPT(version, copied, is_deleted)";
+    let alone = format!(
+        "SELECT count() FROM (SELECT {columns} FROM {name} WHERE version = {CONTRA} EXCEPT DISTINCT SELECT {columns} FROM {name} \
+         WHERE version BETWEEN 1 AND {ARRIVAL_MARK} - 1)"
+    );
+    assert_eq!(lab.warehouse.query(&alone).one::<u64>().await.unwrap(), 0, "{table}: a contra row has no first sending");
+    let Balanced { added, taken } = balanced(lab.warehouse.database(), table, &[], &[]);
+    let signed = |sign: i8, from: &String| {
+        format!("SELECT subject, time, id, {sign} AS sign, cityHash64(toString(tuple({columns}))) AS row FROM {from}")
+    };
+    let parts: Vec<_> = added.iter().map(|from| signed(1, from)).chain(taken.iter().map(|from| signed(-1, from))).collect();
+    let left = format!("SELECT subject, time, id, row FROM ({}) GROUP BY ALL HAVING sum(sign) != 0", parts.join(" UNION ALL "));
+    let counts = format!("SELECT subject, time, id, cityHash64(toString(tuple({columns}))) AS row FROM {name} FINAL");
+    let differ = format!("SELECT count() FROM (({left} EXCEPT DISTINCT {counts}) UNION ALL ({counts} EXCEPT DISTINCT {left}))");
+    assert_eq!(lab.warehouse.query(&differ).one::<u64>().await.unwrap(), 0, "{table}: what is balanced is not what counts");
+    let once = format!("SELECT count() FROM ({} ) GROUP BY subject, time, id HAVING sum(sign) NOT IN (0, 1)", parts.join(" UNION ALL "));
+    assert_eq!(lab.warehouse.query(&once).rows::<u64>().await.unwrap(), [0; 0], "{table}: a key is there more than once, or less than not");
 }
 
 fn batch(number: u64) -> Value {
@@ -207,18 +237,18 @@ async fn of_every_mixture_of_rows_the_one_with_the_greatest_version_counts() {
     assert_eq!(of_each, expected);
     // How many keys a question has to remember: of its months, merged or not.
     let time = |text: &str| Some(text.parse::<Timestamp>().unwrap());
-    let rows = async |from, to| lab.warehouse.count_rows(&name, from, to).await.unwrap().0;
+    let rows = async |from, to| lab.warehouse.count_rows(&name, from, to).await.unwrap().iter().map(|month| month.again).sum::<u64>();
     assert!(0 < rows(time("2026-03-31T00:00:00Z"), time("2026-03-31T00:00:01Z")).await);
     assert!(rows(time("2026-03-31T00:00:00Z"), None).await <= again_in_march);
     assert!(rows(None, None).await > again_in_march);
     assert_eq!(rows(time("2026-04-01T00:00:00Z"), None).await, 0);
 }
 
-/// Where nothing was written again no key is looked at; where something was, by few subjects, the others' are not. Whichever way a
-/// question takes, it finds what `FINAL` finds.
+/// Where nothing was written again no key is looked at, and sums are balanced where something was. Whichever way a question takes, it
+/// finds what `FINAL` finds.
 #[tokio::test]
 async fn each_way_to_read_a_table_finds_the_same() {
-    const ROWS: u64 = 1_200_000;
+    const ROWS: u64 = 240_000;
     let mut lab = Lab::new();
     if *lab.warehouse.topology() != Topology::Single {
         return;
@@ -226,7 +256,9 @@ async fn each_way_to_read_a_table_finds_the_same() {
     lab.customer("pair", &["s1", "s7"]).await;
     let meter = lab.meter("sum", spec("t", Aggregation::Sum, Some("$.v"), &[("path", "$.path")])).await;
     let active = meter.status.unwrap().active.unwrap();
-    let (definition, table) = (Definition::parse(&meter.spec).unwrap(), lab.warehouse.table(&active.table));
+    let table = lab.warehouse.table(&active.table);
+    let of = |aggregation, value| Definition::parse(&spec("t", aggregation, value, &[("path", "$.path")])).unwrap();
+    let definition = of(Aggregation::Sum, Some("$.v"));
     let rows = |version: &str, copied: &str, deleted: u8, condition: &str| {
         format!(
             "INSERT INTO {table} (subject, time, id, value, group_path, version, copied, is_deleted) SELECT concat('s', toString(number % 40)), \
@@ -242,12 +274,12 @@ async fn each_way_to_read_a_table_finds_the_same() {
         ..total()
     };
     let of_customers = question(&["customer"], None);
-    let records = async |reading: &Reading, query: &UsageQuery| {
+    let records_of = async |definition: &Definition, reading: &Reading, query: &UsageQuery| {
         let source = Source {
             database: lab.warehouse.database(),
             namespace: NAMESPACE,
             table: &active.table,
-            definition: &definition,
+            definition,
             reading,
             let_go: None,
             subjects: None,
@@ -255,7 +287,7 @@ async fn each_way_to_read_a_table_finds_the_same() {
         let statement = select::usage(&source, query, 7);
         lab.warehouse.query(&statement.sql).bind_all(statement.params).rows::<UsageRecord>().await
     };
-    let by_subject = |subjects: &[&str]| Reading::BySubject(subjects.iter().map(|subject| (*subject).to_owned()).collect());
+    let records = async |reading: &Reading, query: &UsageQuery| records_of(&definition, reading, query).await;
     let same = async |readings: &[Reading]| {
         for query in [
             &of_customers,
@@ -263,82 +295,158 @@ async fn each_way_to_read_a_table_finds_the_same() {
             &question(&["customer", "subject"], Some(WindowSize::Week)),
             &question(&["subject"], None),
             &question(&["path"], Some(WindowSize::Day)),
+            &question(&[], Some(WindowSize::Month)),
+            &question(&[], None),
         ] {
-            let expected = records(&Reading::Final, query).await.unwrap();
-            assert!(!expected.is_empty());
-            for reading in readings {
-                assert_eq!(records(reading, query).await.unwrap(), expected, "{reading:?} {:?}", query.group_by);
+            for definition in [&definition, &of(Aggregation::Average, Some("$.v")), &of(Aggregation::Count, None)] {
+                let expected = records_of(definition, &Reading::Final, query).await.unwrap();
+                assert!(!expected.is_empty());
+                for reading in readings {
+                    let found = records_of(definition, reading, query).await.unwrap();
+                    assert_eq!(found, expected, "{reading:?} {:?} {:?}", query.group_by, definition.measure);
+                }
             }
         }
     };
-    let reading = async || lab.warehouse.reading_for(&active.table, &of_customers).await.unwrap();
+    let reading = async || lab.warehouse.reading_for(&active.table, &definition, &of_customers).await.unwrap();
+    let contra = async || lab.warehouse.query(&format!("SELECT count() FROM {table} WHERE version = {CONTRA}")).one::<u64>().await.unwrap();
+    let balance = async || lab.warehouse.balance(&active.table).await.unwrap();
 
     // Every tenth was copied, of these some twice.
     lab.warehouse.run_ddl(&rows("", "0", 0, "number % 10 != 3")).await.unwrap();
     lab.warehouse.run_ddl(&rows("", "1", 0, "number % 10 = 3")).await.unwrap();
     lab.warehouse.run_ddl(&rows("", "1", 0, "number % 100 = 3")).await.unwrap();
-    assert_eq!(reading().await, Reading::FirstsAlone);
-    same(&[Reading::FirstsAlone, Reading::ByKind, by_subject(&[]), by_subject(&["s3", "none"])]).await;
+    balance().await;
+    assert_eq!((reading().await, contra().await), (Reading::FirstsAlone, 0));
+    same(&[Reading::FirstsAlone, Reading::ByKind, Reading::Balanced]).await;
 
-    // Two of 40 subjects, one of them copied: some written again, some cancelled, some written again twice.
+    // Few keys are looked up. Of one subject all are cancelled: it is not in the answer, nor is its customer.
     let again = format!(" + {AGAIN}");
-    lab.warehouse.run_ddl(&rows(&again, "0", 0, "number % 40 IN (1, 13) AND number % 7 = 0")).await.unwrap();
-    lab.warehouse.run_ddl(&rows(&format!(" + {}", 2 * AGAIN), "0", 1, "number % 40 = 13 AND number % 5 = 0")).await.unwrap();
+    lab.warehouse.run_ddl(&rows(&again, "0", 0, "number % 4001 = 0")).await.unwrap();
+    lab.warehouse.run_ddl(&rows(&format!(" + {}", 2 * AGAIN), "0", 1, "number % 4001 = 7")).await.unwrap();
+    assert_eq!((reading().await, contra().await), (Reading::Balanced, 0));
+    same(&[Reading::ByKind, Reading::Balanced]).await;
+    lab.warehouse.run_ddl(&rows(&format!(" + {}", 2 * AGAIN), "0", 1, "number % 40 = 13")).await.unwrap();
+    // Some twice, and some that were completed: with nothing sent before.
+    lab.warehouse.run_ddl(&rows(&format!("{again} + 5 * {ROWS}"), "0", 0, "number % 4001 = 0 AND number < 100000")).await.unwrap();
+    lab.warehouse
+        .run_ddl(
+            &rows(&again, "0", 0, "number % 100 = 1")
+                .replace("time, number, ", "time, ")
+                .replace("86400, number,", &format!("86400, number + {ROWS},")),
+        )
+        .await
+        .unwrap();
+    assert_eq!(reading().await, Reading::ByKind, "these are many to look up");
     let known = records(&Reading::Final, &of_customers).await.unwrap();
-    lab.warehouse.run_ddl(&rows(&format!("{again} + 5 * {ROWS}"), "0", 0, "number % 40 = 1 AND number < 1000")).await.unwrap();
-    let Reading::BySubject(few) = reading().await else { panic!("these are few subjects") };
-    assert_eq!(few.iter().map(String::as_str).collect::<BTreeSet<_>>(), ["s1", "s13"].into());
-    assert_eq!(records(&Reading::Final, &of_customers).await.unwrap(), known, "what is written again is as it was");
-    same(&[Reading::ByKind, by_subject(&["s1", "s13"]), by_subject(&["s13", "s2", "s1"])]).await;
-    // Of rows that were cancelled, too.
-    for late in [Reading::FirstsAlone, by_subject(&["s1"]), by_subject(&["s13"]), by_subject(&[])] {
-        let refused = records(&late, &of_customers).await.unwrap_err();
-        assert!(refused.to_string().contains("there are rows written again"), "{late:?}: {refused}");
+    assert_eq!(known.len(), 38);
+    same(&[Reading::ByKind, Reading::Balanced]).await;
+    let refused = records(&Reading::FirstsAlone, &of_customers).await.unwrap_err();
+    assert!(refused.to_string().contains("there are rows written again"), "{refused}");
+
+    // No contra row while a purge runs.
+    let (said, identities): (String, _) = (
+        lab.warehouse
+            .query("SELECT comment FROM system.tables WHERE database = {database:String} AND name = 'identities'")
+            .bind("database", lab.warehouse.database())
+            .one()
+            .await
+            .unwrap(),
+        lab.warehouse.table("identities"),
+    );
+    let purging = said.replace('}', ",\"purging\":true}");
+    lab.warehouse.run_ddl(&format!("ALTER TABLE {identities} MODIFY COMMENT '{purging}'")).await.unwrap();
+    balance().await;
+    assert_eq!(contra().await, 0);
+    lab.warehouse.run_ddl(&format!("ALTER TABLE {identities} MODIFY COMMENT '{said}'")).await.unwrap();
+
+    // Nor while something is still being removed.
+    let mutate = format!("ALTER TABLE {table} DELETE WHERE subject = 'none' SETTINGS mutations_sync = 0");
+    for sql in [&format!("SYSTEM STOP MERGES {table}"), &mutate] {
+        lab.warehouse.run_ddl(sql).await.unwrap();
     }
-    let answers_as_final = async || {
-        let known = records(&Reading::Final, &of_customers).await.unwrap();
-        let asked = lab.usage("sum", of_customers.clone()).await.data;
-        let told: Vec<_> = asked.into_iter().map(|row| (row.customer.unwrap(), row.value)).collect();
-        assert_eq!(told, known.into_iter().map(|record| (record.customer, record.value)).collect::<Vec<_>>());
-    };
-    answers_as_final().await;
+    balance().await;
+    assert_eq!(contra().await, 0);
+    lab.warehouse.run_ddl(&format!("SYSTEM START MERGES {table}")).await.unwrap();
+    let removing = "SELECT count() FROM system.mutations WHERE database = {database:String} AND NOT is_done";
+    eventually("what is removed is gone", async || {
+        let left = lab.warehouse.query(removing).bind("database", lab.warehouse.database()).one::<u64>().await.unwrap();
+        (left == 0).then_some(())
+    })
+    .await;
 
-    // As many rows, but of another subject: what is remembered is wrong, the answer is not.
-    let (many, _) = lab.warehouse.count_rows(&active.table, of_customers.from, of_customers.to).await.unwrap();
-    let forget = async || {
-        for month in ["202603", "202604"] {
-            lab.warehouse.run_ddl(&format!("ALTER TABLE {table} DROP PARTITION ID '{month}-1'")).await.unwrap();
-        }
-    };
-    forget().await;
-    lab.warehouse.run_ddl(&rows(&again, "0", 1, &format!("number % 40 = 2 LIMIT {many}"))).await.unwrap();
-    assert_eq!(reading().await, Reading::BySubject(few));
-    answers_as_final().await;
+    // Two at once, and once more.
+    tokio::join!(balance(), balance());
+    let written = contra().await;
+    let keys =
+        async || lab.warehouse.query(&format!("SELECT uniqExact(id) FROM {table} WHERE version = {CONTRA}")).one::<u64>().await.unwrap();
+    assert_eq!(keys().await, 6_000 + 60 + 60 - 4);
+    balance().await;
+    assert_eq!(contra().await, written);
+    same(&[Reading::ByKind, Reading::Balanced]).await;
+    assert_eq!(records(&Reading::Balanced, &of_customers).await.unwrap(), known);
+    let asked = lab.usage("sum", of_customers.clone()).await.data;
+    let told: Vec<_> = asked.into_iter().map(|row| (row.customer.unwrap(), row.value)).collect();
+    assert_eq!(told, known.iter().map(|record| (record.customer.clone(), record.value.clone())).collect::<Vec<_>>());
+    assert_read_as_final(&lab).await;
 
-    // A thousand subjects are named, another one or longer names are too much.
-    for (name, named, too_many) in [("many", 1_000, 1_001), ("'many", 999, 1_002), (&"long".repeat(250), 64, 66)] {
-        for subjects in [named, too_many] {
-            forget().await;
-            let sql = format!(
-                "INSERT INTO {table} (subject, time, id, value, group_path, version, copied, is_deleted) SELECT concat({{name:String}}, \
-                 toString(number)), toDateTime64('2026-03-01 00:00:00', 3, 'UTC'), {ROWS} + number, 1, '/', {ARRIVAL_MARK} + {AGAIN}, 0, 0 \
-                 FROM numbers({subjects})"
-            );
-            lab.warehouse.query(&sql).bind("name", name).run().await.unwrap();
-            match reading().await {
-                Reading::BySubject(few) => assert_eq!((few.len(), subjects), (named, named), "{name}"),
-                reading => assert_eq!((reading, subjects), (Reading::ByKind, too_many), "{name}"),
-            }
-            answers_as_final().await;
-        }
-    }
-    forget().await;
+    // As builds before this one read it.
+    let old = "NOT endsWith(_partition_id, '-0') AND NOT endsWith(_partition_id, '-2')";
+    let before = format!(
+        "SELECT toUInt64(assumeNotNull(sum(value))), count() FROM (SELECT * FROM (SELECT * FROM {table} WHERE endsWith(_partition_id, '-0') UNION ALL \
+         SELECT * FROM {table} FINAL WHERE endsWith(_partition_id, '-2')) WHERE id NOT IN (SELECT id FROM {table} WHERE {old}) UNION ALL \
+         SELECT * FROM {table} FINAL WHERE {old} SETTINGS do_not_merge_across_partitions_select_final = 1)"
+    );
+    let all = format!("SELECT toUInt64(assumeNotNull(sum(value))), count() FROM {table} FINAL");
+    let of_all = async |sql: &str| lab.warehouse.query(sql).one::<(u64, u64)>().await.unwrap();
+    assert_eq!(of_all(&before).await, of_all(&all).await);
 
-    // All subjects.
-    lab.warehouse.run_ddl(&rows(&again, "0", 0, "number % 1001 = 0")).await.unwrap();
-    assert_eq!(reading().await, Reading::ByKind);
-    let all: Vec<_> = (0..40).map(|number| format!("s{number}")).collect();
-    same(&[Reading::ByKind, Reading::BySubject(all.into())]).await;
+    // A table of theirs gets no contra rows: it has no partition for them.
+    let theirs = lab.warehouse.table("theirs");
+    let create = format!(
+        "CREATE TABLE {theirs} AS {table} ENGINE = ReplacingMergeTree(version, is_deleted) \
+         PARTITION BY (toYYYYMM(time), multiIf(version >= {ARRIVAL_MARK}, 1, copied, 2, 0)) ORDER BY (subject, time, id)"
+    );
+    lab.warehouse.run_ddl(&create).await.unwrap();
+    lab.warehouse.run_ddl(&format!("INSERT INTO {theirs} SELECT * FROM {table} WHERE version != {CONTRA}")).await.unwrap();
+    lab.warehouse.balance("theirs").await.unwrap();
+    assert_eq!(of_all(&format!("SELECT countIf(version = {CONTRA}), toUInt64(count() > 0) FROM {theirs}")).await, (0, 1));
+
+    // A contra row without its first sending is no answer.
+    let gone = format!(
+        "ALTER TABLE {table} DELETE WHERE subject = 's13' AND version BETWEEN 1 AND {ARRIVAL_MARK} - 1 SETTINGS mutations_sync = 2"
+    );
+    lab.warehouse.run_ddl(&gone).await.unwrap();
+    let refused = records(&Reading::Balanced, &of_customers).await.unwrap_err();
+    assert!(refused.to_string().contains("more is taken off than there is"), "{refused}");
     let later = UsageQuery { from: of_customers.to, to: None, ..of_customers.clone() };
-    assert_eq!(lab.warehouse.reading_for(&active.table, &later).await.unwrap(), Reading::FirstsAlone, "nothing is of these months");
+    let reading = lab.warehouse.reading_for(&active.table, &definition, &later).await.unwrap();
+    assert_eq!(reading, Reading::FirstsAlone, "nothing is of these months");
+}
+
+/// What is taken off goes with what was added.
+#[tokio::test]
+async fn a_purge_leaves_no_contra_row_of_what_it_removes() {
+    let lab = Lab::new();
+    if *lab.warehouse.topology() != Topology::Single {
+        return;
+    }
+    let meter = lab.meter("sum", spec("t", Aggregation::Sum, Some("$.v"), &[])).await;
+    let name = meter.status.unwrap().active.unwrap().table;
+    let events: Vec<_> = (0..20).map(|n| event(&n.to_string(), "t", &format!("s{}", n % 2), TIME, json!({"v": 1 + n % 2}))).collect();
+    lab.post(&json!(events)).await.unwrap();
+    // One that can't know that all of them are everywhere.
+    Lab::post_to(&lab.another_gateway(), &json!(events)).await.unwrap();
+    lab.warehouse.balance(&name).await.unwrap();
+    let table = lab.warehouse.table(&name);
+    let contra = async || {
+        let sql = format!("SELECT subject, count() FROM {table} WHERE version = {CONTRA} GROUP BY subject ORDER BY subject");
+        lab.warehouse.query(&sql).rows::<(String, u64)>().await.unwrap()
+    };
+    assert_eq!(contra().await, [("s0".to_owned(), 10), ("s1".to_owned(), 10)]);
+    assert_eq!(lab.number("sum").await, "30");
+    lab.warehouse.purge(NAMESPACE, &["s0"], Duration::from_secs(60)).await.unwrap();
+    assert_eq!(contra().await, [("s1".to_owned(), 10)]);
+    assert_eq!(lab.number("sum").await, "20");
+    assert_read_as_final(&lab).await;
 }
