@@ -1,5 +1,6 @@
 //! What is seen from outside: metrics by a real Prometheus, logs, and traces by a collector in this process.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,7 +10,7 @@ use axum::Router;
 use axum::body::Bytes;
 use axum::http::StatusCode;
 use axum::routing::post;
-use kube::api::{Api, PostParams};
+use kube::api::{Api, Patch, PatchParams, PostParams};
 use kubemeter::api::Meter;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::trace::v1::Span;
@@ -159,6 +160,73 @@ async fn a_prometheus_scrapes_operator_and_gateway_and_takes_the_alerts() {
     .await;
     let firing: Vec<_> = rules.iter().filter(|rule| rule["state"] == "firing").map(|rule| &rule["name"]).collect();
     assert!(rules.len() >= 10 && firing.is_empty(), "{firing:?} of {} fire", rules.len());
+}
+
+/// The one value of a metric's line that has all these, as a process tells it.
+async fn told(program: &Program, name: &str, labels: &[&str]) -> Option<String> {
+    let text = reqwest::get(format!("http://{}/metrics", program.address)).await.ok()?.text().await.ok()?;
+    let is_meant = |line: &&str| line.starts_with(&format!("{name}{{")) && labels.iter().all(|label| line.contains(label));
+    let mut lines = text.lines().filter(is_meant).map(str::to_owned);
+    let line = lines.next()?;
+    assert_eq!(lines.next(), None, "{name} of {labels:?} is told twice");
+    line.rsplit(' ').next().map(str::to_owned)
+}
+
+/// Stored before there was a Meter, so that nobody was told: status, metric and listing say the same of them, until they count.
+#[tokio::test]
+async fn events_in_which_a_meter_finds_nothing_are_told_by_status_metric_and_listing() {
+    let (plane, clickhouse) = (ControlPlane::shared(), ClickHouse::start_own());
+    let client = plane.client().await;
+    install_crds(&client).await;
+    let namespace = plane.namespace().await;
+    let start = |command, more: &[&str]| {
+        Program::start(command, plane, clickhouse.url(), &[&["--watch-namespace", &namespace], more].concat(), Stdio::null())
+    };
+    let operator = start("operator", &["--leader-election=false"]);
+    let gateway = start("gateway", &["--insecure-no-auth", "--namespace", &namespace]);
+    gateway.ready().await;
+    let events = [json!({"tokens": 3}), json!({"tokens": "much"}), json!({"words": 1}), json!({"tokens": 4})];
+    let events: Vec<_> = events.iter().enumerate().map(|(n, data)| usage_event(&n.to_string(), data)).collect();
+    let (status, _, answer) = gateway.call(Method::POST, "/events", Default::default(), &json!(events)).await;
+    assert_eq!((status.as_u16(), &answer["accepted"]), (202, &json!(4)), "{answer}");
+
+    let meters: Api<Meter> = Api::namespaced(client, &namespace);
+    let meter = |name: &str, aggregation: &str, value: Value| {
+        json!({"apiVersion": "kubemeter.io/v1alpha1", "kind": "Meter", "metadata": {"name": name},
+            "spec": {"eventType": "call", "aggregation": aggregation, "valueProperty": value}})
+    };
+    for meter in [meter("calls", "Count", Value::Null), meter("tokens", "Sum", json!("$.tokens"))] {
+        meters.create(&PostParams::default(), &serde_json::from_value(meter).unwrap()).await.unwrap();
+    }
+    let counts = async |name: &str| meters.get(name).await.unwrap().status.map(|status| (status.events, status.uncounted_events));
+    let counted = async |name: &str, events| {
+        eventually(&format!("the status of {name} counts {events:?}"), async || (counts(name).await? == events).then_some(())).await;
+    };
+    let metric = async |name: &str| {
+        let labels = [format!("meter_namespace=\"{namespace}\""), format!("meter=\"{name}\"")];
+        told(&operator, "kubemeter_uncounted_events", &labels.each_ref().map(String::as_str)).await
+    };
+    let listed = async |name: &str| {
+        eventually("the gateway knows the Meter", async || {
+            let path = format!("/events?uncountedBy={name}");
+            let (status, _, answer) = gateway.call(Method::GET, &path, Default::default(), &Value::Null).await;
+            let ids = answer["items"].as_array()?.iter().map(|event| event["id"].as_str().unwrap().to_owned());
+            status.is_success().then(|| ids.collect::<BTreeSet<_>>())
+        })
+        .await
+    };
+    counted("tokens", (Some(4), Some(2))).await;
+    // The operator hears of its own status from the API server.
+    eventually("the metric says so", async || (metric("tokens").await? == "2").then_some(())).await;
+    assert_eq!(listed("tokens").await, ["1", "2"].map(str::to_owned).into());
+    counted("calls", (Some(4), Some(0))).await;
+    assert_eq!((metric("calls").await, listed("calls").await), (None, BTreeSet::new()), "it counts all there are");
+
+    let mended = Patch::Merge(json!({"spec": {"aggregation": "UniqueCount"}}));
+    meters.patch("tokens", &PatchParams::default(), &mended).await.unwrap();
+    counted("tokens", (Some(4), Some(1))).await;
+    eventually("the metric says so", async || (metric("tokens").await? == "1").then_some(())).await;
+    eventually("the gateway, too", async || (listed("tokens").await == [String::from("2")].into()).then_some(())).await;
 }
 
 /// A collector of OTLP over HTTP.

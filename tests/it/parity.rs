@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use kubemeter::api::{Aggregation, Meter};
+use kubemeter::api::{Aggregation, Meter, MeterSpec};
 use kubemeter::catalog::Catalog;
 use kubemeter::event::{Attributes, Decimal, Event, Incoming, JsonPath, Leaves, Scalar};
 use kubemeter::ingest::{Committer, Judge, Judged, Submission};
@@ -12,14 +12,24 @@ use kubemeter::limits;
 use kubemeter::telemetry::Metrics;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree as _;
-use proptest::test_runner::TestRunner;
+use proptest::test_runner::{Config, RngSeed, TestRunner};
 
 use crate::lab::{Lab, NAMESPACE, spec};
 
+/// What makes the values of a run: other ones each time, unless `KUBEMETER_PARITY_SEED` says the seed of one that failed, which has been
+/// printed.
+fn runner() -> TestRunner {
+    const SEED: &str = "KUBEMETER_PARITY_SEED";
+    let seed = std::env::var(SEED)
+        .map_or_else(|_| fastrand::u64(..), |seed| seed.parse().unwrap_or_else(|_| panic!("{SEED}={seed} is no number")));
+    // Shown of a test that fails.
+    eprintln!("again: {SEED}={seed}");
+    TestRunner::new(Config { rng_seed: RngSeed::Fixed(seed), ..Config::default() })
+}
+
 /// Values of a strategy, for tests whose cases share one INSERT. What fails is printed, which stands for shrinking.
-fn samples<S: Strategy>(count: usize, strategy: &S) -> Vec<S::Value> {
-    let mut runner = TestRunner::default();
-    (0..count).map(|_| strategy.new_tree(&mut runner).unwrap().current()).collect()
+fn samples<S: Strategy>(runner: &mut TestRunner, count: usize, strategy: &S) -> Vec<S::Value> {
+    (0..count).map(|_| strategy.new_tree(runner).unwrap().current()).collect()
 }
 
 /// Stores events without judging them by meters: the gateway that took them knew of none.
@@ -103,7 +113,7 @@ async fn a_meter_holds_exactly_the_decimals_that_the_gateway_accepts() {
     let sum = || spec("t", Aggregation::Sum, Some("$.v"), &[]);
     let live = lab.meter("live", sum()).await;
 
-    let texts = samples(4_000, &number_text());
+    let texts = samples(&mut runner(), 4_000, &number_text());
     let data = texts.iter().enumerate().map(|(n, text)| {
         let mut leaves = Leaves::new();
         let literal = n % 2 == 0 && is_literal(text);
@@ -192,8 +202,8 @@ fn scalar() -> impl Strategy<Value = String> {
     ]
 }
 
-fn object(value: BoxedStrategy<String>) -> impl Strategy<Value = String> {
-    let name = || proptest::sample::select(NAMES);
+fn object(names: &'static [&'static str], value: BoxedStrategy<String>) -> impl Strategy<Value = String> {
+    let name = move || proptest::sample::select(names);
     let name = prop_oneof![4 => name().prop_map(quoted), 1 => name().prop_map(escaped)];
     // Some names come twice: the last one counts.
     proptest::collection::vec((name, value), 0..8).prop_map(|members| {
@@ -202,47 +212,73 @@ fn object(value: BoxedStrategy<String>) -> impl Strategy<Value = String> {
     })
 }
 
+fn array(value: impl Strategy<Value = String>) -> impl Strategy<Value = String> {
+    proptest::collection::vec(value, 0..5).prop_map(|all| format!("[{}]", all.join(",")))
+}
+
+/// Paths into arrays of arrays and objects.
+const INDEXED: &[&str] = &["$.a[0]", "$.a[1]", "$.b[1].a", r"$['a\'b'][0][1]", "$.b[2][0]"];
+
+/// An object in which such paths find something.
+fn indexed() -> impl Strategy<Value = String> {
+    const NAMED: &[&str] = &["a", "b", "a'b"];
+    let element = prop_oneof![scalar(), array(scalar()), object(NAMED, scalar().boxed())];
+    object(NAMED, array(element).boxed())
+}
+
 /// Names on the way down to the deepest value that an event may have.
 const DEEP: usize = limits::DATA_DEPTH - 1;
 
 fn document() -> impl Strategy<Value = String> {
-    let value = scalar().prop_recursive(3, 24, 4, move |inner| {
-        let array = proptest::collection::vec(inner.clone(), 0..4).prop_map(|all| format!("[{}]", all.join(",")));
-        prop_oneof![array, object(inner.boxed())]
-    });
+    let value = scalar().prop_recursive(3, 24, 4, move |inner| prop_oneof![array(inner.clone()), object(NAMES, inner.boxed())]);
     let deep = scalar().prop_map(|value| format!("{}{value}{}", "{\"b\":".repeat(DEEP), "}".repeat(DEEP)));
-    prop_oneof![8 => object(value.boxed()), 1 => deep]
+    prop_oneof![8 => object(NAMES, value.boxed()), 1 => deep, 4 => indexed()]
 }
 
 #[tokio::test]
 async fn a_group_column_holds_exactly_what_the_path_finds() {
-    let lab = Lab::new();
+    /// As many as are columns of two Meters.
+    const PATHS: usize = 2 * limits::GROUP_BYS;
+    let (lab, mut runner) = (Lab::new(), runner());
     let mut paths: Vec<String> =
         NAMES.iter().take(8).map(|name| path_text(&[format!("['{}']", name.replace('\\', "\\\\").replace('\'', "\\'"))])).collect();
     paths.push(path_text(&vec![".b".to_owned(); DEEP]));
-    paths.extend(samples(7, &proptest::collection::vec(step(), 1..4)).iter().map(|steps| path_text(steps)));
-    let names: Vec<String> = (0..paths.len()).map(|n| format!("g{n:02}")).collect();
-    let groups: Vec<(&str, &str)> = names.iter().map(String::as_str).zip(paths.iter().map(String::as_str)).collect();
-    let unique = || spec("t", Aggregation::UniqueCount, Some(&paths[2]), &groups);
-    let live = lab.meter("live", unique()).await;
+    paths.extend(INDEXED.iter().map(|path| (*path).to_owned()));
+    let fixed = paths.len();
+    paths.extend(samples(&mut runner, PATHS - fixed, &proptest::collection::vec(step(), 1..4)).iter().map(|steps| path_text(steps)));
+    let paths: Vec<&[String]> = paths.chunks(limits::GROUP_BYS).collect();
+    let mut live = Vec::new();
+    for (number, paths) in paths.iter().enumerate() {
+        live.push(lab.meter(&format!("live-{number}"), grouped(paths)).await);
+    }
 
-    let documents = samples(1_200, &document());
+    let documents = samples(&mut runner, 1_800, &document());
     let data: Vec<Leaves> = documents.iter().map(|json| Leaves::from_json(json).unwrap()).collect();
     let ids = store(&lab, data.clone()).await;
-    let backfilled = lab.meter("backfilled", unique()).await;
-    let (live, backfilled) = (rows(&lab, &live, paths.len()).await, rows(&lab, &backfilled, paths.len()).await);
-
-    let parsed: Vec<JsonPath> = paths.iter().map(|path| JsonPath::parse(path).unwrap()).collect();
     let mut found: BTreeMap<usize, usize> = BTreeMap::new();
-    for ((id, leaves), json) in ids.iter().zip(&data).zip(&documents) {
-        let text = |path: &JsonPath| leaves.get(path).map(|scalar| scalar.text().to_owned());
-        let groups: Vec<String> = parsed.iter().map(|path| text(path).unwrap_or_default()).collect();
-        groups.iter().enumerate().filter(|(_, group)| !group.is_empty()).for_each(|(n, _)| *found.entry(n).or_default() += 1);
-        let expected = (text(&parsed[2]), groups);
-        same(&live[id], &expected, &paths, json);
-        same(&backfilled[id], &expected, &paths, json);
+    for (number, (paths, live)) in paths.iter().zip(&live).enumerate() {
+        let backfilled = lab.meter(&format!("backfilled-{number}"), grouped(paths)).await;
+        let (live, backfilled) = (rows(&lab, live, paths.len()).await, rows(&lab, &backfilled, paths.len()).await);
+        let parsed: Vec<JsonPath> = paths.iter().map(|path| JsonPath::parse(path).unwrap()).collect();
+        for ((id, leaves), json) in ids.iter().zip(&data).zip(&documents) {
+            let text = |path: &JsonPath| leaves.get(path).map(|scalar| scalar.text().to_owned());
+            let groups: Vec<String> = parsed.iter().map(|path| text(path).unwrap_or_default()).collect();
+            for (column, _) in groups.iter().enumerate().filter(|(_, group)| !group.is_empty()) {
+                *found.entry(number * limits::GROUP_BYS + column).or_default() += 1;
+            }
+            let expected = (text(&parsed[2]), groups);
+            same(&live[id], &expected, paths, json);
+            same(&backfilled[id], &expected, paths, json);
+        }
     }
-    assert!((0..9).all(|n| found.get(&n).is_some_and(|count| *count > 10)), "paths that find too little: {found:?}");
+    assert!((0..fixed).all(|n| found.get(&n).is_some_and(|count| *count > 10)), "paths that find too little: {found:?}");
+}
+
+/// A Meter's spec with a column for each path, and one of them for its value.
+fn grouped(paths: &[String]) -> MeterSpec {
+    let names: Vec<String> = (0..paths.len()).map(|n| format!("g{n:02}")).collect();
+    let groups: Vec<(&str, &str)> = names.iter().map(String::as_str).zip(paths.iter().map(String::as_str)).collect();
+    spec("t", Aggregation::UniqueCount, Some(&paths[2]), &groups)
 }
 
 fn same<T: PartialEq + Debug>(stored: &T, expected: &T, paths: &[String], json: &str) {
