@@ -66,10 +66,10 @@ impl Generator {
             6 => Json::literal("true"),
             _ => Json::Null,
         };
-        let place = self.pick(&["v", "w"]);
+        let places = *self.one_of(&[&["v"][..], &["w"], &["v", "w"]]);
         let Json::Map(mut members) = event.data else { return event };
-        members.retain(|(name, _)| *name != place);
-        members.push((place, wrong));
+        members.retain(|(name, _)| !places.contains(&name.as_str()));
+        members.extend(places.iter().map(|place| ((*place).to_owned(), wrong.clone())));
         Event { data: Json::Map(members), ..event }
     }
 

@@ -55,6 +55,9 @@ pub enum What {
     Kill(Part),
 }
 
+/// Longer than a gateway goes on with an INSERT in place, ms.
+pub const LONG_STALL_MS: u64 = 5_000;
+
 /// A storm.
 pub fn generate(from: &mut Generator) -> Storm {
     let space = from.space();
@@ -78,8 +81,11 @@ pub fn generate(from: &mut Generator) -> Storm {
         _ => (Vec::new(), None),
     };
     let edit = (from.rng.u32(0..4) == 0).then(|| from.edited(space));
-    let faults = (0..from.rng.usize(0..4)).map(|_| fault(from, edit.is_some())).collect();
+    let faults: Vec<Fault> = (0..from.rng.usize(0..4)).map(|_| fault(from, edit.is_some())).collect();
     let beside = (from.rng.u32(0..3) == 0).then(|| Box::new(from.beside((space + 1) % SPACES)));
+    let stalls = faults.iter().any(|fault| matches!(fault, Fault::Way { what: What::Stall, .. }));
+    // A gateway goes on with an INSERT in place for 4 s.
+    let stall_ms = if stalls && from.rng.u32(0..8) == 0 { LONG_STALL_MS } else { from.rng.u64(50..1_500) };
     // What comes beside has the time of its arrival by one clock.
     let clock = (beside.is_none() && from.rng.u32(0..6) == 0).then(|| from.clock());
     Storm {
@@ -95,7 +101,7 @@ pub fn generate(from: &mut Generator) -> Storm {
         faults,
         stagger_ms: *from.one_of(&[0, 0, 0, 30, 150]),
         patience_ms: *from.one_of(&[300, 1_500, 10_000]),
-        stall_ms: from.rng.u64(50..1_500),
+        stall_ms,
     }
 }
 

@@ -138,6 +138,14 @@ pub enum Step {
         name: String,
         http: bool,
     },
+    /// A Customer takes a subject over from all others, which let it go before or after.
+    MoveSubject {
+        space: usize,
+        subject: String,
+        to: String,
+        release_first: bool,
+        http: bool,
+    },
     /// Ends a process, kindly or not, and starts it again.
     Restart {
         part: Part,

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::faults::{Fault, Storm, Table, What};
-use super::history::{Coding, Form, History, Part, Post, Step};
+use super::calendar::ms;
+use super::faults::{Fault, LONG_STALL_MS, Storm, Table, What};
+use super::history::{Coding, Form, History, Part, Post, Step, Target};
 use super::json::{Json, members};
 use super::model::{Event, Meter};
 use super::proxy::{After, Direction};
@@ -41,8 +42,58 @@ fn meter() -> Step {
 }
 
 fn customer(subjects: &[&str]) -> Step {
+    customer_named("one", subjects, false)
+}
+
+fn customer_named(name: &str, subjects: &[&str], purge: bool) -> Step {
     let subjects = subjects.iter().map(|subject| (*subject).to_owned()).collect();
-    Step::PutCustomer { space: 0, name: "one".to_owned(), subjects, purge: false, http: true }
+    Step::PutCustomer { space: 0, name: name.to_owned(), subjects, purge, http: true }
+}
+
+/// Two Customers exchange their subjects, one is purged, is sent its events again and comes back; bills of what is at the ends of months.
+fn moved_and_purged() -> Vec<Step> {
+    let moved = |subject: &str, to: &str, release_first| {
+        let (subject, to) = (subject.to_owned(), to.to_owned());
+        Step::MoveSubject { space: 0, subject, to, release_first, http: release_first }
+    };
+    let times = ["2026-01-31T23:59:59.999Z", "2026-02-01T00:00:00Z", "2026-02-28T23:59:59.999Z", "2026-03-01T00:00:00Z"];
+    let sent = |subject: &str| {
+        let event = |(number, time): (u32, &&str)| {
+            let time = Some((*time).to_owned());
+            Event { subject: Some(subject.to_owned()), time, ..event(&format!("{subject}-{number}"), 10_u32.pow(number)) }
+        };
+        Step::Post(post(&(0..).zip(&times).map(event).collect::<Vec<_>>()))
+    };
+    let february = Target::Filter {
+        meter: METER.to_owned(),
+        customer: Some("two".to_owned()),
+        subject: None,
+        from: Some(ms("2026-02-01T00:00:00Z")),
+        to: Some(ms("2026-03-01T00:00:00Z")),
+        groups: BTreeMap::new(),
+    };
+    vec![
+        meter(),
+        customer_named("one", &["acme"], true),
+        customer_named("two", &["globex"], false),
+        sent("acme"),
+        sent("globex"),
+        moved("acme", "two", true),
+        moved("globex", "one", false),
+        Step::DropCustomer { space: 0, name: "one".to_owned(), http: true },
+        sent("globex"),
+        sent("acme"),
+        customer_named("one", &["globex"], true),
+        Step::Cancel { space: 0, gateway: 0, target: february, dry_run: false, reason: None },
+        moved("acme", "one", true),
+        Step::Revert { space: 0, gateway: 1, back: 0 },
+    ]
+}
+
+/// Nothing passes to ClickHouse from a gateway's request of a number on, for longer than it goes on with an INSERT in place.
+fn stalled(request: u64, posts: Vec<Post>) -> Step {
+    let way = Fault::Way { of: Part::Gateway(0), direction: Direction::Requests, after: After::Messages(request), what: What::Stall };
+    Step::Storm(Storm { faults: vec![way], stall_ms: LONG_STALL_MS, ..full("events", posts) })
 }
 
 /// A storm in which one table takes nothing.
@@ -143,6 +194,15 @@ pub fn all() -> Vec<(&'static str, History)> {
                 customer(&["acme"]),
                 Step::Clock { part: Part::ClickHouse, offset: -1_500 },
                 customer(&["other"]),
+            ],
+        ),
+        ("subjects move between customers, one of which is purged and comes back", moved_and_purged()),
+        (
+            "of sendings by two gateways, one of which hangs, one counts",
+            vec![
+                meter(),
+                stalled(1, vec![by(0, 1), by(1, 2)]),
+                stalled(2, vec![post(&[event("f", 1)]), Post { gateway: 1, ..post(&[event("f", 2)]) }]),
             ],
         ),
     ];

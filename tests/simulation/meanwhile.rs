@@ -1,13 +1,14 @@
 //! What may be answered during a storm.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::AddAssign;
 use std::time::Instant;
 
 use super::faults::Storm;
 use super::history::Post;
 use super::model::{Key, Meter, Space, Version};
 use super::observe;
-use super::usage::{Query, possible};
+use super::usage::{Query, is_open, possible};
 use super::world::Answer;
 
 /// When something began and when it was answered.
@@ -30,10 +31,31 @@ pub struct Spoken {
     pub reverted: Option<Instant>,
 }
 
+/// How many answers were judged.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Judged {
+    pub answers: usize,
+    /// Answers that were not, for a time that they depend on was open.
+    pub open: usize,
+    /// Rows of judged answers that were not, for they had too many choices.
+    pub rows: usize,
+    /// Answers that said "not now" or that an edit had taken what was asked for.
+    pub refused: usize,
+}
+
+impl AddAssign for Judged {
+    fn add_assign(&mut self, other: Self) {
+        self.answers += other.answers;
+        self.open += other.open;
+        self.rows += other.rows;
+        self.refused += other.refused;
+    }
+}
+
 /// What each event of the storm may be stored as.
 pub type Versions = BTreeMap<Key, Vec<Version>>;
 
-/// Whether what was answered during the storm can be right.
+/// Whether what was answered during the storm can be right; how much of it could be judged.
 pub fn judge(
     storm: &Storm,
     before: &Space,
@@ -41,16 +63,15 @@ pub fn judge(
     posts: &[(bool, Span)],
     spoken: &Spoken,
     asked: Vec<Asked>,
-) -> Result<(), String> {
+) -> Result<Judged, String> {
+    let mut judged = Judged::default();
     let cancelled: BTreeSet<&Key> = storm.cancel.iter().collect();
     let reverted = storm.revert.and_then(|back| before.cancellations.len().checked_sub(back + 1));
     for Asked { query, span, answer } in asked {
         if answer.status != 200 {
-            if matches!(answer.status, 429 | 500..) {
-                continue;
-            }
             // An edit may take a group away.
-            if storm.edit.is_some() && matches!(answer.status, 400 | 404) {
+            if matches!(answer.status, 429 | 500..) || (storm.edit.is_some() && matches!(answer.status, 400 | 404)) {
+                judged.refused += 1;
                 continue;
             }
             return Err(format!("{query:?} was answered {answer:?} during a storm"));
@@ -66,12 +87,12 @@ pub fn judge(
         {
             return Err(format!("{query:?} was answered {answer:?}, by a meter without these groups"));
         }
-        let timeless = versions.values().flatten().any(|version| version.time.0 != version.time.1);
-        if meter.aggregation == "Latest" && timeless {
-            continue;
-        }
         let mut space = before.clone();
         space.meters.insert(query.meter.clone(), meter);
+        if versions.iter().any(|(key, versions)| versions.iter().any(|version| is_open(&space, &query, key, version))) {
+            judged.open += 1;
+            continue;
+        }
         let (mut sure, mut open) = (Vec::new(), Vec::new());
         let is_before = |answered: Option<Instant>| answered.is_some_and(|at| at <= span.began);
         for (key, stored) in space.events.iter().filter(|(_, stored)| stored.counts()) {
@@ -97,10 +118,11 @@ pub fn judge(
             open.extend(versions.iter().map(|version| (key, version)));
         }
         let rows = observe::rows(&query, &answer.body)?;
-        possible(&space, &query, sure, open, &told_of, &rows)
+        judged.rows += possible(&space, &query, sure, open, &told_of, &rows)
             .map_err(|why| format!("{query:?} during a storm, {:?} after its begin: {why}", span.ended - posts[0].1.began))?;
+        judged.answers += 1;
     }
-    Ok(())
+    Ok(judged)
 }
 
 fn has(post: &Post, key: &Key) -> bool {

@@ -79,6 +79,28 @@ impl Life {
         Ok(())
     }
 
+    /// Gives a subject to a Customer, made where there is none, and takes it from all others that name it.
+    pub async fn move_subject(&mut self, space: usize, subject: &str, to: &str, release_first: bool, http: bool) -> Result<(), String> {
+        let customers = self.spaces[space].customers.clone();
+        let mut puts: Vec<(&str, Vec<String>, bool)> = Vec::new();
+        for (name, customer) in customers.iter().filter(|(name, customer)| *name != to && names(customer, subject)) {
+            puts.push((name, customer.subjects.iter().filter(|named| *named != subject).cloned().collect(), customer.purge));
+        }
+        let (mut subjects, purge) = match customers.get(to) {
+            Some(taker) if taker.subjects.is_empty() => (vec![to.to_owned()], taker.purge),
+            Some(taker) => (taker.subjects.clone(), taker.purge),
+            None => (Vec::new(), false),
+        };
+        if !subjects.iter().any(|named| named == subject) {
+            subjects.push(subject.to_owned());
+        }
+        puts.insert(if release_first { puts.len() } else { 0 }, (to, subjects, purge));
+        for (name, subjects, purge) in puts {
+            self.put_customer(space, name, &subjects, purge, http).await?;
+        }
+        Ok(())
+    }
+
     pub async fn settle_customer(&mut self, space: usize, name: &str, subjects: Vec<String>, purge: bool) {
         let created = eventually(&format!("Customer {name} is mapped"), async || {
             let object = self.world.object("Customer", space, name).await?;
@@ -123,6 +145,10 @@ impl Life {
             .await;
         }
     }
+}
+
+fn names(customer: &Customer, subject: &str) -> bool {
+    customer.subjects.iter().any(|named| named == subject)
 }
 
 /// The answer to a request that makes an object or puts another spec in its place.

@@ -7,6 +7,7 @@ use reqwest::Method;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use super::bounds::bounds;
 use super::calendar::{SIZES, ZONES, ms, text};
 use super::generate::SUBJECTS;
 use super::history::GATEWAYS;
@@ -110,12 +111,15 @@ pub async fn events(world: &World, rng: &mut Rng, space: usize, model: &mut Spac
 pub async fn some_events(world: &World, rng: &mut Rng, space: usize, model: &Space) -> Result<(), String> {
     let subject = SUBJECTS[rng.usize(0..SUBJECTS.len())];
     let (name, by_customer) = if rng.bool() { ("customer", true) } else { ("subject", false) };
-    let from = 1_772_323_200_000 + rng.i64(0..30 * 86_400_000);
-    let path = format!("/events?{}", form(&[(name, subject), ("from", &text(from))]));
+    let (from, to) = some_bounds(rng, &times(model));
+    let bound = |name: &'static str, ms: Option<i64>| ms.map(|ms| (name, text(ms)));
+    let pairs: Vec<_> = [Some((name, subject.to_owned())), bound("from", from), bound("to", to)].into_iter().flatten().collect();
+    let path = format!("/events?{}", form(&pairs));
     let listed: Vec<Listed> = all(world, rng, space, &path).await?;
     let listed: BTreeSet<_> = listed.into_iter().map(|event| (event.source, event.id)).collect();
     let is_its = |of: &str| if by_customer { model.owner(of) == subject } else { of == subject };
-    let known = model.events.iter().filter(|(_, stored)| is_its(&stored.settled().subject) && stored.settled().time.0 >= from);
+    let is_within = |time: i64| from.is_none_or(|from| time >= from) && to.is_none_or(|to| time < to);
+    let known = model.events.iter().filter(|(_, stored)| is_its(&stored.settled().subject) && is_within(stored.settled().time.0));
     let known: BTreeSet<_> = known.map(|(key, _)| key.clone()).collect();
     if listed == known { Ok(()) } else { Err(format!("GET {path} has {listed:?}, not {known:?}")) }
 }
@@ -225,6 +229,21 @@ pub async fn usage(world: &World, rng: &mut Rng, space: usize, model: &Space, qu
     ))
 }
 
+/// When a namespace's events were.
+pub fn times(model: &Space) -> Vec<i64> {
+    model.events.values().map(|stored| stored.settled().time.0).collect()
+}
+
+/// From and to, of which one may be left out.
+fn some_bounds(rng: &mut Rng, times: &[i64]) -> (Option<i64>, Option<i64>) {
+    let (from, to) = bounds(rng, times);
+    match rng.u32(0..4) {
+        0 => (Some(from), None),
+        1 => (None, Some(to)),
+        _ => (Some(from), Some(to)),
+    }
+}
+
 /// A question of a meter.
 pub fn question(rng: &mut Rng, model: &Space, meter: &str) -> Query {
     let known = &model.meters[meter];
@@ -234,10 +253,8 @@ pub fn question(rng: &mut Rng, model: &Space, meter: &str) -> Query {
         query.size = Some(SIZES[rng.usize(0..SIZES.len())]);
         query.zone = rng.bool().then(|| ZONES[rng.usize(0..ZONES.len())]);
     }
-    if rng.u32(0..3) == 0 {
-        let from = 1_772_323_200_000 + rng.i64(0..40 * 86_400_000);
-        query.from = rng.bool().then_some(from);
-        query.to = rng.bool().then(|| from + rng.i64(1..60 * 86_400_000));
+    if rng.bool() {
+        (query.from, query.to) = some_bounds(rng, &times(model));
     }
     query.groups = some(rng, known.groups.keys().map(String::as_str).chain(["customer", "subject", "customer"]).collect());
     if rng.u32(0..4) == 0 {
@@ -274,7 +291,7 @@ pub fn request(space: usize, query: &Query) -> Request {
     Request { method: Method::GET, space, path, headers, body: Vec::new() }
 }
 
-fn form<T: AsRef<str>>(pairs: &[(T, T)]) -> String {
+fn form<N: AsRef<str>, V: AsRef<str>>(pairs: &[(N, V)]) -> String {
     form_urlencoded::Serializer::new(String::new()).extend_pairs(pairs).finish()
 }
 

@@ -15,30 +15,41 @@ use serde_json::{Value, json};
 use tokio::sync::Mutex;
 
 use super::calendar::text;
+use super::effects::{self, Effects};
 use super::history::{History, Post, SPACES, Step, Target};
 use super::json::{Json, Segment};
+use super::meanwhile::Judged;
 use super::model::{Cancellation, Event, Meter, Outcome, Space, Span, command_data};
 use super::usage::{self, Query};
 use super::world::{Answer, Request, World};
-use super::{observe, send, storm};
+use super::{bounds, observe, send, storm};
 
 /// The product and what it ought to know.
 pub struct Life {
     pub world: Arc<World>,
     pub spaces: Vec<Space>,
     pub rng: Rng,
-    /// Faults that came to pass.
-    pub faults: usize,
+    pub seen: Seen,
 }
 
-/// Lives a history; tells at which step it is, and what was wrong there, or how many faults it came through.
-pub async fn live(history: &History, at: &AtomicUsize, progress: bool) -> Result<usize, String> {
+/// What happened in a life.
+#[derive(Clone, Debug, Default)]
+pub struct Seen {
+    /// Those that came to pass.
+    pub faults: usize,
+    pub effects: Effects,
+    pub judged: Judged,
+}
+
+/// Lives a history; tells at which step it is, and what was wrong there, or what happened.
+pub async fn live(history: &History, at: &AtomicUsize, progress: bool) -> Result<Seen, String> {
     // Operators and gateways of two lives would see each other's Meters.
     static TURN: Mutex<()> = Mutex::const_new(());
     let _turn = TURN.lock().await;
     // First of all, for what ends or hangs this process with it.
     eprintln!("the history of seed {} begins", history.seed);
-    let mut life = Life { world: Arc::new(World::start().await), spaces: vec![Space::default(); SPACES], rng: Rng::new(), faults: 0 };
+    let spaces = vec![Space::default(); SPACES];
+    let mut life = Life { world: Arc::new(World::start().await), spaces, rng: Rng::new(), seen: Seen::default() };
     let mut result = Ok(());
     for (number, step) in &history.steps {
         at.store(*number, Ordering::SeqCst);
@@ -59,7 +70,7 @@ pub async fn live(history: &History, at: &AtomicUsize, progress: bool) -> Result
         result = life.observe_all().await;
     }
     life.world.end().await;
-    result.map(|()| life.faults)
+    result.map(|()| life.seen)
 }
 
 /// What a panic says.
@@ -74,8 +85,16 @@ fn name(step: &Step) -> String {
 
 impl Life {
     async fn step(&mut self, step: &Step) -> Result<(), String> {
-        for space in self.act(step).await? {
-            self.observe(space).await?;
+        let before = self.spaces.clone();
+        let touched = self.act(step).await?;
+        for space in 0..SPACES {
+            match touched.contains(&space) {
+                true => self.observe(space).await?,
+                false => self.observe_totals(space).await.map_err(|why| format!("in the other namespace: {why}"))?,
+            }
+        }
+        for kind in effects::of(step, &before, &self.spaces) {
+            *self.seen.effects.entry(kind).or_default() += 1;
         }
         Ok(())
     }
@@ -103,15 +122,18 @@ impl Life {
                 self.put_customer(*space, name, subjects, *purge, *http).await.map(|()| *space)?
             }
             Step::DropCustomer { space, name, http } => self.drop_object("Customer", *space, name, *http).await.map(|()| *space)?,
+            Step::MoveSubject { space, subject, to, release_first, http } => {
+                self.move_subject(*space, subject, to, *release_first, *http).await.map(|()| *space)?
+            }
             Step::Restart { part, kill } => {
                 self.world.restart(*part, *kill);
                 self.world.revive().await;
-                self.faults += 1;
+                self.seen.faults += 1;
                 self.rng.usize(0..SPACES)
             }
             Step::Clock { part, offset } => {
                 self.world.move_clock(*part, *offset).await;
-                self.faults += 1;
+                self.seen.faults += 1;
                 self.rng.usize(0..SPACES)
             }
             Step::Storm(storm) => {
@@ -124,7 +146,7 @@ impl Life {
 
     /// The same life for what happens beside a storm.
     pub fn aside(&mut self) -> Self {
-        Self { world: Arc::clone(&self.world), spaces: self.spaces.clone(), rng: self.rng.fork(), faults: 0 }
+        Self { world: Arc::clone(&self.world), spaces: self.spaces.clone(), rng: self.rng.fork(), seen: Seen::default() }
     }
 
     /// Takes over what happened beside a storm, in all namespaces but the storm's.
@@ -155,12 +177,21 @@ impl Life {
         observe::rejects(world, rng, space, model).await?;
         observe::some_events(world, rng, space, model).await?;
         observe::uncounted_events(world, rng, space, model).await?;
+        let times = observe::times(model);
         for meter in model.meters.keys() {
-            let total = Query { meter: meter.clone(), ..Query::default() };
+            let bill = bounds::bill(rng, meter, &times);
             let (one, two) = (observe::question(rng, model, meter), observe::question(rng, model, meter));
-            for query in [total, one, two] {
+            for query in [total(meter), bill, one, two] {
                 observe::usage(world, rng, space, model, &query).await?;
             }
+        }
+        Ok(())
+    }
+
+    /// Compares what Meters count in all with the model, in a namespace that nothing was to happen to.
+    async fn observe_totals(&mut self, space: usize) -> Result<(), String> {
+        for meter in self.spaces[space].meters.keys() {
+            observe::usage(&self.world, &mut self.rng, space, &self.spaces[space], &total(meter)).await?;
         }
         Ok(())
     }
@@ -371,6 +402,10 @@ impl Life {
         }
         expect_status(&answer, 200)
     }
+}
+
+fn total(meter: &str) -> Query {
+    Query { meter: meter.to_owned(), ..Query::default() }
 }
 
 fn events_request(space: usize, body: String) -> Request {

@@ -93,7 +93,7 @@ pub async fn run(life: &mut Life, storm: &Storm) -> Result<(), String> {
             if done.load(Ordering::SeqCst) || meters.is_empty() {
                 return;
             }
-            let query = during(observe::question(&mut rng, model, meters[number % meters.len()]));
+            let query = during(observe::question(&mut rng, model, meters[number % meters.len()]), storm);
             let began = Instant::now();
             let answer = tokio::time::timeout(patience, world.ask(number % GATEWAYS, &observe::request(storm.space, &query))).await;
             if let Ok(Ok(answer)) = answer {
@@ -116,7 +116,7 @@ pub async fn run(life: &mut Life, storm: &Storm) -> Result<(), String> {
     let mut asked = asked.into_inner().expect("no panic");
     // What nobody was told of may count, once, or not: before it is sent again.
     for meter in model.meters.keys() {
-        let (query, began) = (during(observe::question(&mut rng, model, meter)), Instant::now());
+        let (query, began) = (during(observe::question(&mut rng, model, meter), storm), Instant::now());
         let answer = world.answered(asked.len() % GATEWAYS, &observe::request(storm.space, &query)).await;
         if answer.status >= 500 {
             return Err(format!("{query:?} was answered {answer:?} though nothing fails any more"));
@@ -127,7 +127,7 @@ pub async fn run(life: &mut Life, storm: &Storm) -> Result<(), String> {
     life.take_back(storm.space, other);
     beside.map_err(|why| format!("beside the storm: {why}"))?;
     let spans: Vec<_> = posts.iter().map(|(answer, ended)| (answer.is_some(), Span { began, ended: *ended })).collect();
-    life.faults += storm.faults.len().saturating_sub(idle);
+    life.seen.faults += storm.faults.len().saturating_sub(idle);
     let answers = send_again(life, storm, &again, posts).await;
     let (behind, ahead) = life.world.clocks();
     let arrival = (start + clocks.0.min(behind), Timestamp::now().as_millisecond() + clocks.1.max(ahead));
@@ -156,12 +156,16 @@ pub async fn run(life: &mut Life, storm: &Storm) -> Result<(), String> {
     if let Some((name, meter)) = &storm.edit {
         life.settle_meter(storm.space, name, meter).await;
     }
-    judge(storm, &before, &versions, &spans, &spoken, asked)
+    life.seen.judged += judge(storm, &before, &versions, &spans, &spoken, asked)?;
+    Ok(())
 }
 
-/// Questions whose answer does not depend on times that are still open.
-fn during(query: Query) -> Query {
-    Query { size: None, zone: None, from: None, to: None, csv: false, ..query }
+/// A question whose answer can be judged, and tells of which edit it is. Events without a time get one that is open for as long as the
+/// storm goes on: they may be of several short windows.
+fn during(query: Query, storm: &Storm) -> Query {
+    let timeless = storm.posts.iter().chain(&storm.again).flat_map(|post| &post.events).any(|event| event.time.is_none());
+    let size = query.size.filter(|size| !(timeless && matches!(*size, "MINUTE" | "HOUR")));
+    Query { size, zone: size.and(query.zone), csv: false, ..query }
 }
 
 async fn again_until_answered(life: &Life, gateway: usize, request: &Request, answer: Option<Answer>) -> Answer {

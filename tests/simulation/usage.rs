@@ -134,11 +134,20 @@ pub fn hit(space: &Space, query: &Query) -> BTreeSet<Key> {
     counting.filter(|(key, stored)| counts(space, meter, query, key, stored.settled()).is_some()).map(|(key, _)| key.clone()).collect()
 }
 
+/// Whether the answer depends on a time that is open: when it is the earliest one the event is in another row than when it is the latest
+/// one. Between the two it is in the same row as then, for windows and bounds have no gaps; but which event is the latest one may differ.
+pub fn is_open(space: &Space, query: &Query, key: &Key, version: &Version) -> bool {
+    let (from, to) = version.time;
+    let meter = &space.meters[&query.meter];
+    let at = |time: i64| counts(space, meter, query, key, &Version { time: (time, time), ..version.clone() }).map(|(row, _)| row);
+    from != to && (at(from) != at(to) || (meter.aggregation == "Latest" && at(from).is_some()))
+}
+
 /// The most choices of a row that are tried.
 const CHOICES: usize = 4_096;
 
 /// Whether an answer can be right while it is open as which of its versions each of `pending` counts, and whether it does. Those that
-/// are `told` do; of how many versions, it says. Says what is wrong.
+/// are `told` do; of how many versions, it says. Says what is wrong, or how many rows were not judged.
 pub fn possible<'a>(
     space: &'a Space,
     query: &Query,
@@ -146,7 +155,8 @@ pub fn possible<'a>(
     pending: impl IntoIterator<Item = (&'a Key, &'a Version)>,
     told: &BTreeMap<&Key, usize>,
     answered: &[Row],
-) -> Result<(), String> {
+) -> Result<usize, String> {
+    let mut left = 0;
     let aggregation = space.meters[&query.meter].aggregation;
     let (sure, pending) = (counted(space, query, sure), counted(space, query, pending));
     let keys: BTreeSet<&RowKey> = sure.keys().chain(pending.keys()).collect();
@@ -170,6 +180,7 @@ pub fn possible<'a>(
         let open: Vec<_> = open.into_values().collect();
         let choices = open.iter().map(Vec::len).try_fold(1_usize, usize::checked_mul).unwrap_or(usize::MAX);
         if choices > CHOICES {
+            left += 1;
             continue;
         }
         let sure: Vec<&Counted> = sure.get(key).into_iter().flatten().collect();
@@ -178,7 +189,7 @@ pub fn possible<'a>(
             return Err(format!("{known:?} is answered {value:?}: of no choice among {} sure and {} open events", sure.len(), open.len()));
         }
     }
-    Ok(())
+    Ok(left)
 }
 
 /// The sure events and one choice of each open one: which, the number says.
@@ -189,4 +200,26 @@ fn chosen<'a>(sure: &[&'a Counted], open: &[Vec<Option<&'a Counted>>], mut choic
         choice /= versions.len();
     }
     all
+}
+
+#[test]
+fn an_answer_is_open_where_a_time_may_be_on_either_side() {
+    let meter = Meter {
+        kind: "k".to_owned(),
+        aggregation: "Count",
+        value: None,
+        groups: BTreeMap::new(),
+        unit: String::new(),
+        deletion_policy: "Delete",
+    };
+    let space = Space { meters: BTreeMap::from([("m".to_owned(), meter)]), ..Space::default() };
+    let version = Version { kind: "k".to_owned(), subject: "s".to_owned(), time: (59_000, 61_000), leaves: BTreeMap::new() };
+    let all = Query { meter: "m".to_owned(), ..Query::default() };
+    let open = |query: Query| is_open(&space, &query, &Key::default(), &version);
+    assert!(!open(all.clone()));
+    assert!(open(Query { size: Some("MINUTE"), ..all.clone() }));
+    assert!(!open(Query { size: Some("HOUR"), ..all.clone() }));
+    assert!(open(Query { to: Some(61_000), ..all.clone() }));
+    assert!(!open(Query { from: Some(59_000), to: Some(61_001), ..all.clone() }));
+    assert!(!open(Query { subjects: BTreeSet::from(["other".to_owned()]), size: Some("MINUTE"), ..all }));
 }
