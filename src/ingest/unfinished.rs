@@ -252,9 +252,11 @@ async fn insert(warehouse: &Warehouse, table: &str, claimed_by: ClaimedBy, rows:
 
 /// Writes what `events` has of identities to all tables. Gives of how many it has none.
 async fn spread(warehouse: &Warehouse, (namespace, event_type): &Of, ids: &[u128]) -> Result<usize, Error> {
+    let before = warehouse.stored_among(ids).await?;
     warehouse.write_again(namespace, event_type, ids).await?;
-    // Asked afterwards: a purge may have removed some before they were written.
-    Ok(ids.len() - warehouse.stored_among(ids).await?.len())
+    // Only what was there all the time is known to be written: a purge may have removed some in between, and some may have come.
+    let after = warehouse.stored_among(ids).await?;
+    Ok(ids.iter().filter(|id| !before.contains_key(id) || !after.contains_key(id)).count())
 }
 
 /// Goes on with all that is kept, one after the other.
