@@ -110,18 +110,34 @@ fn usage_event(id: &str, data: &Value) -> Value {
     json!({"specversion": "1.0", "id": id, "source": "shop", "type": "call", "subject": "acme", "data": data})
 }
 
+/// An operator and a gateway of a namespace of their own.
+struct Started {
+    gateway: Program,
+    operator: Program,
+    client: kube::Client,
+    namespace: String,
+    clickhouse: ClickHouse,
+}
+
+impl Started {
+    async fn new() -> Self {
+        let (plane, clickhouse) = (ControlPlane::shared(), ClickHouse::start_own());
+        let client = plane.client().await;
+        install_crds(&client).await;
+        let namespace = plane.namespace().await;
+        let start = |command, more: &[&str]| {
+            Program::start(command, plane, clickhouse.url(), &[&["--watch-namespace", &namespace], more].concat(), Stdio::null())
+        };
+        let operator = start("operator", &["--leader-election=false"]);
+        let gateway = start("gateway", &["--insecure-no-auth", "--namespace", &namespace]);
+        gateway.ready().await;
+        Self { gateway, operator, client, namespace, clickhouse }
+    }
+}
+
 #[tokio::test]
 async fn a_prometheus_scrapes_operator_and_gateway_and_takes_the_alerts() {
-    let (plane, clickhouse) = (ControlPlane::shared(), ClickHouse::start_own());
-    let client = plane.client().await;
-    install_crds(&client).await;
-    let namespace = plane.namespace().await;
-    let start = |command, more: &[&str]| {
-        Program::start(command, plane, clickhouse.url(), &[&["--watch-namespace", &namespace], more].concat(), Stdio::null())
-    };
-    let operator = start("operator", &["--leader-election=false"]);
-    let gateway = start("gateway", &["--insecure-no-auth", "--namespace", &namespace]);
-    gateway.ready().await;
+    let Started { clickhouse: _clickhouse, namespace, client, operator, gateway } = Started::new().await;
     let prometheus = Prometheus::start(&[("gateway", &gateway.address), ("operator", &operator.address)]);
 
     let meters: Api<Meter> = Api::namespaced(client, &namespace);
@@ -175,16 +191,7 @@ async fn told(program: &Program, name: &str, labels: &[&str]) -> Option<String> 
 /// Stored before there was a Meter, so that nobody was told: status, metric and listing say the same of them, until they count.
 #[tokio::test]
 async fn events_in_which_a_meter_finds_nothing_are_told_by_status_metric_and_listing() {
-    let (plane, clickhouse) = (ControlPlane::shared(), ClickHouse::start_own());
-    let client = plane.client().await;
-    install_crds(&client).await;
-    let namespace = plane.namespace().await;
-    let start = |command, more: &[&str]| {
-        Program::start(command, plane, clickhouse.url(), &[&["--watch-namespace", &namespace], more].concat(), Stdio::null())
-    };
-    let operator = start("operator", &["--leader-election=false"]);
-    let gateway = start("gateway", &["--insecure-no-auth", "--namespace", &namespace]);
-    gateway.ready().await;
+    let Started { clickhouse: _clickhouse, namespace, client, operator, gateway } = Started::new().await;
     let events = [json!({"tokens": 3}), json!({"tokens": "much"}), json!({"words": 1}), json!({"tokens": 4})];
     let events: Vec<_> = events.iter().enumerate().map(|(n, data)| usage_event(&n.to_string(), data)).collect();
     let (status, _, answer) = gateway.call(Method::POST, "/events", Default::default(), &json!(events)).await;
