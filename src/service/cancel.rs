@@ -25,10 +25,10 @@ impl<R: Registry> Service<R> {
             self.warehouse.await_turns().await?;
         }
         let id = Uuid::now_v7();
-        let (target, not_found, asked) = match &request.target {
+        let (targets, not_found, asked) = match &request.target {
             CancelTarget::Events(events) => {
-                let (target, not_found) = self.by_identity(namespace, events).await?;
-                (target, not_found, None)
+                let (targets, not_found) = self.by_identity(namespace, events).await?;
+                (targets, not_found, None)
             }
             CancelTarget::Filter { meter_id, query } => {
                 let meter = self.known_meter(namespace, meter_id)?;
@@ -41,11 +41,11 @@ impl<R: Registry> Service<R> {
                 let source = Source { database, namespace, table, definition, reading: &reading, let_go, subjects: None };
                 let keys = select::counted_keys(&source, query);
                 let target = select::cancel_by_keys(self.warehouse.database(), namespace, &definition.event_type, keys);
-                (target, Vec::new(), Some((asked, let_go)))
+                (vec![target], Vec::new(), Some((asked, let_go)))
             }
         };
         if request.dry_run {
-            let cancelled = self.warehouse.count_to_cancel(target).await?;
+            let cancelled = self.warehouse.count_to_cancel(targets).await?;
             if let Some((asked, let_go)) = &asked {
                 self.warehouse.still_whole(asked, *let_go).await?;
             }
@@ -54,13 +54,13 @@ impl<R: Registry> Service<R> {
         let (warehouse, namespace, cancelled_by) = (self.warehouse.clone(), namespace.to_owned(), caller.name.clone());
         let cancelled = to_the_end(async move {
             // Those may have been cut off when `events` had heard of them and a meter had not, or of a revert neither.
-            for before in warehouse.cancellations_of(target.clone()).await? {
+            for before in warehouse.cancellations_of(targets.clone()).await? {
                 match warehouse.cancellation(&namespace, before).await? {
                     Some(reverted) if reverted.record().reverted_at.is_some() => warehouse.turn(&reverted).await?,
                     _ => warehouse.spread(&namespace, before).await?,
                 }
             }
-            let noted = warehouse.note_to_cancel(target, &namespace, id).await?;
+            let noted = warehouse.note_to_cancel(targets, &namespace, id).await?;
             // What a filter hits is all that the Meter counts, or nothing.
             if let Some((asked, let_go)) = &asked {
                 warehouse.still_whole(asked, *let_go).await?;
@@ -109,15 +109,18 @@ impl<R: Registry> Service<R> {
         .await
     }
 
-    /// The stored ones among named events, and the others.
-    async fn by_identity(&self, namespace: &str, events: &[EventRef]) -> Result<(select::Statement, Vec<EventRef>), Error> {
+    /// The stored ones among named events, by month, and the others.
+    async fn by_identity(&self, namespace: &str, events: &[EventRef]) -> Result<(Vec<select::Statement>, Vec<EventRef>), Error> {
         if events.is_empty() {
             return Err(invalid("invalid_body", "events: name at least one"));
         }
         let ids: Vec<u128> = events.iter().map(|event| identity(namespace, &event.source, &event.id)).collect();
         let stored = self.warehouse.stored_among(&ids).await?;
         let not_found = events.iter().zip(&ids).filter(|(_, id)| !stored.contains_key(id)).map(|(event, _)| event.clone()).collect();
-        Ok((select::cancel_by_ids(self.warehouse.database(), namespace, &stored.into_keys().collect::<Vec<_>>()), not_found))
+        let stored: Vec<u128> = stored.into_keys().collect();
+        let months = self.warehouse.months_of_keys(&stored).await?;
+        let of = |month| select::cancel_by_ids(self.warehouse.database(), namespace, &stored, month);
+        Ok((months.into_iter().map(of).collect(), not_found))
     }
 }
 

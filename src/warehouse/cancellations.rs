@@ -1,5 +1,6 @@
 //! Cancellations: what they hit, their record, their tombstones, their revert.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use clickhouse::Row;
@@ -9,7 +10,7 @@ use uuid::Uuid;
 
 use super::client::Rows;
 use super::row::{COLUMNS, Turn};
-use super::select::{NIL, Statement};
+use super::select::{MONTH, NIL, Statement};
 use super::{Error, Query, Warehouse, insert_name};
 use crate::metering::CancellationRecord;
 
@@ -44,6 +45,13 @@ impl From<Stored> for CancellationRecord {
             reverted_by: Some(stored.reverted_by).filter(|who| !who.is_empty()),
         }
     }
+}
+
+/// A type and a month (`yyyymm`, UTC) of events.
+#[derive(Row, Deserialize)]
+struct Place {
+    event_type: String,
+    month: u32,
 }
 
 /// A cancellation whose record is stored. No event is hit before that: one that was cut off can be found, and reverted.
@@ -87,47 +95,51 @@ impl Warehouse {
         Ok(())
     }
 
-    /// How many events a target hits.
+    /// How many events targets hit, which have none in common.
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn count_to_cancel(&self, target: Statement) -> Result<u64, Error> {
-        self.query(&format!("SELECT count() FROM ({}) WHERE cancellation = {NIL}", target.sql))
-            .bind_all(target.params)
-            .within(LONG)
-            .one()
-            .await
+    pub async fn count_to_cancel(&self, targets: Vec<Statement>) -> Result<u64, Error> {
+        let mut hit = 0;
+        for Statement { sql, params } in targets {
+            let sql = format!("SELECT count() FROM ({sql}) WHERE cancellation = {NIL}");
+            hit += self.query(&sql).bind_all(params).within(LONG).one::<u64>().await?;
+        }
+        Ok(hit)
     }
 
     /// Writes down which events a cancellation hits, and says how many.
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn note_to_cancel(&self, target: Statement, namespace: &str, id: Uuid) -> Result<u64, Error> {
+    pub async fn note_to_cancel(&self, targets: Vec<Statement>, namespace: &str, id: Uuid) -> Result<u64, Error> {
         let noted = self.table("cancelled_events");
-        let sql = format!(
-            "INSERT INTO {noted} (namespace, cancellation, type, subject, time, id) \
-             SELECT {{namespace:String}}, {{cancellation:UUID}}, type, subject, time, id FROM ({}) WHERE cancellation = {NIL}",
-            target.sql
-        );
-        self.query(&sql).bind_all(target.params).bind("cancellation", id.to_string()).within(LONG).run().await?;
-        self.query(&format!(
-            "SELECT count() FROM {noted} FINAL WHERE namespace = {{namespace:String}} AND cancellation = {{cancellation:UUID}}"
-        ))
-        .bind("namespace", namespace)
-        .bind("cancellation", id.to_string())
-        .one()
-        .await
+        for Statement { sql, params } in targets {
+            let sql = format!(
+                "INSERT INTO {noted} (namespace, cancellation, type, subject, time, id) \
+                 SELECT {{namespace:String}}, {CANCELLATION}, type, subject, time, id FROM ({sql}) WHERE cancellation = {NIL}"
+            );
+            self.query(&sql).bind_all(params).bind("cancellation", id.to_string()).within(LONG).run().await?;
+        }
+        self.query(&format!("SELECT count() FROM {noted} FINAL WHERE namespace = {{namespace:String}} AND cancellation = {CANCELLATION}"))
+            .bind("namespace", namespace)
+            .bind("cancellation", id.to_string())
+            .one()
+            .await
     }
 
-    /// By which cancellations events of a target do not count already.
+    /// By which cancellations events of targets do not count already.
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn cancellations_of(&self, target: Statement) -> Result<Vec<Uuid>, Error> {
-        let sql = format!("SELECT DISTINCT toString(cancellation) FROM ({}) WHERE cancellation != {NIL}", target.sql);
-        let found: Vec<String> = self.query(&sql).bind_all(target.params).within(LONG).rows().await?;
-        Ok(found.iter().filter_map(|id| Uuid::parse_str(id).ok()).collect())
+    pub async fn cancellations_of(&self, targets: Vec<Statement>) -> Result<BTreeSet<Uuid>, Error> {
+        let mut found = BTreeSet::new();
+        for Statement { sql, params } in targets {
+            let sql = format!("SELECT DISTINCT toString(cancellation) FROM ({sql}) WHERE cancellation != {NIL}");
+            let of: Vec<String> = self.query(&sql).bind_all(params).within(LONG).rows().await?;
+            found.extend(of.iter().filter_map(|id| Uuid::parse_str(id).ok()));
+        }
+        Ok(found)
     }
 
     /// Waits for what runs of earlier cancellations and reverts, though those who wanted it may have gone, until all replicas have it.
@@ -169,15 +181,15 @@ impl Warehouse {
             self.await_turns().await?;
             // It may have taken minutes.
             let is_still = self.query(&format!("SELECT {known}")).bind("namespace", namespace).one::<u64>().await? == of;
-            let types = if is_still { self.types_of(namespace, turn.cancellation).await? } else { Vec::new() };
-            for event_type in types {
+            let places = if is_still { self.places_of(namespace, turn.cancellation).await? } else { Vec::new() };
+            for place in &places {
                 let sql = format!(
                     "INSERT INTO {events} ({COLUMNS}) SELECT namespace, type, subject, time, id, source, event_id, received, data, {}, {to} \
                      FROM {events} FINAL WHERE {} AND cancellation = {from}{unless} AND {known} = {{known:UInt64}}",
                     turn.version_sql(),
                     self.of_cancellation()
                 );
-                self.of(&sql, namespace, turn.cancellation, &event_type).bind("known", of).named(&insert_name(TURNED)).run().await?;
+                self.of(&sql, namespace, turn.cancellation, place).bind("known", of).named(&insert_name(TURNED)).run().await?;
             }
             if is_still && self.query(&format!("SELECT {known}")).bind("namespace", namespace).one::<u64>().await? == of {
                 return self.spread(namespace, turn.cancellation).await;
@@ -204,10 +216,10 @@ impl Warehouse {
     /// # Errors
     /// See [`Error`].
     pub async fn spread(&self, namespace: &str, cancellation: Uuid) -> Result<(), Error> {
-        for event_type in self.types_of(namespace, cancellation).await? {
-            let noted = self.noted_keys();
-            let id = cancellation.to_string();
-            self.copy_events(namespace, &event_type, &noted, |query| query.bind("cancellation", id).within(LONG)).await?;
+        for Place { event_type, month } in self.places_of(namespace, cancellation).await? {
+            let (noted, id) = (self.noted_keys(), cancellation.to_string());
+            self.copy_events(namespace, &event_type, &noted, |query| query.bind("cancellation", id).bind("month", month).within(LONG))
+                .await?;
         }
         Ok(())
     }
@@ -218,39 +230,42 @@ impl Warehouse {
     /// See [`Error`].
     pub async fn count_cancelled(&self, namespace: &str, cancellation: Uuid) -> Result<u64, Error> {
         let mut cancelled = 0;
-        for event_type in self.types_of(namespace, cancellation).await? {
+        for place in self.places_of(namespace, cancellation).await? {
             let of = format!("{} AND cancellation = {CANCELLATION}", self.of_cancellation());
             let sql = format!("SELECT count() FROM {} FINAL WHERE {of}", self.table("events"));
-            cancelled += self.of(&sql, namespace, cancellation, &event_type).one::<u64>().await?;
+            cancelled += self.of(&sql, namespace, cancellation, &place).one::<u64>().await?;
         }
         Ok(cancelled)
     }
 
-    /// Types of the events that a cancellation hits.
-    async fn types_of(&self, namespace: &str, cancellation: Uuid) -> Result<Vec<String>, Error> {
+    /// Where the events are that a cancellation hits.
+    async fn places_of(&self, namespace: &str, cancellation: Uuid) -> Result<Vec<Place>, Error> {
         let sql = format!(
-            "SELECT DISTINCT toString(type) FROM {} WHERE namespace = {{namespace:String}} AND cancellation = {CANCELLATION}",
+            "SELECT DISTINCT toString(type) AS event_type, {MONTH} AS month FROM {} WHERE namespace = {{namespace:String}} \
+             AND cancellation = {CANCELLATION} ORDER BY event_type, month",
             self.table("cancelled_events")
         );
         self.query(&sql).bind("namespace", namespace).bind("cancellation", cancellation.to_string()).rows().await
     }
 
-    /// What is true of the events of one type that a cancellation hits.
+    /// What is true of the events in one place that a cancellation hits.
     fn of_cancellation(&self) -> String {
         format!("namespace = {{namespace:String}} AND type = {{type:String}} AND {}", self.noted_keys())
     }
 
+    /// See [`keys_of`](super::select::keys_of).
     fn noted_keys(&self) -> String {
+        let of = format!("{MONTH} = {{month:UInt32}}");
         format!(
-            "(subject, time, id) IN \
-             (SELECT subject, time, id FROM {} WHERE namespace = {{namespace:String}} AND cancellation = {CANCELLATION} AND type = {{type:String}})",
+            "{of} AND (subject, time, id) IN (SELECT subject, time, id FROM {} WHERE namespace = {{namespace:String}} \
+             AND cancellation = {CANCELLATION} AND type = {{type:String}} AND {of})",
             self.table("cancelled_events")
         )
     }
 
-    fn of(&self, sql: &str, namespace: &str, cancellation: Uuid, event_type: &str) -> Query<'_> {
+    fn of(&self, sql: &str, namespace: &str, cancellation: Uuid, Place { event_type, month }: &Place) -> Query<'_> {
         let query = self.query(sql).bind("namespace", namespace).bind("cancellation", cancellation.to_string());
-        query.bind("type", event_type).within(LONG)
+        query.bind("type", event_type).bind("month", month).within(LONG)
     }
 
     /// Writes a cancellation's record, or its next state.

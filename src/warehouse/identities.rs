@@ -13,7 +13,7 @@ use super::fence::Fence;
 use super::row::{ARRIVAL_MARK, COLUMNS, written_again_sql};
 use super::run::{RUN, Run};
 use super::schema::{COMPLETED, Landing};
-use super::select::is_one_of;
+use super::select::{MONTH, is_one_of, keys_of};
 use super::{Error, Query, Warehouse, insert_name};
 
 /// The key that an identity has.
@@ -139,14 +139,25 @@ impl Warehouse {
     /// # Errors
     /// See [`Error`].
     pub async fn stored_among(&self, ids: &[u128]) -> Result<HashMap<u128, bool>, Error> {
+        let mut stored = HashMap::new();
+        for month in self.months_of_keys(ids).await? {
+            let (keys, params) = keys_of(self.database(), ids, month);
+            let sql = format!("SELECT id, max(version) < {ARRIVAL_MARK} FROM {} WHERE {keys} GROUP BY id", self.table("events"));
+            for (id, is_first) in self.query(&sql).bind_all(params).rows::<(u128, bool)>().await? {
+                *stored.entry(id).or_insert(true) &= is_first;
+            }
+        }
+        Ok(stored)
+    }
+
+    /// Months (`yyyymm`, UTC) of the keys that identities have, for [`keys_of`].
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn months_of_keys(&self, ids: &[u128]) -> Result<Vec<u32>, Error> {
         let (is_one_of, params) = is_one_of(ids);
-        let sql = format!(
-            "SELECT id, max(version) < {ARRIVAL_MARK} FROM {} WHERE (namespace, type, subject, time, id) IN \
-             (SELECT namespace, type, subject, time, id FROM {} WHERE {is_one_of}) GROUP BY id",
-            self.table("events"),
-            self.table("identities")
-        );
-        Ok(self.query(&sql).bind_all(params).rows::<(u128, bool)>().await?.into_iter().collect())
+        let sql = format!("SELECT DISTINCT {MONTH} AS month FROM {} WHERE {is_one_of} ORDER BY month", self.table("identities"));
+        self.query(&sql).bind_all(params).rows().await
     }
 
     /// Waits for what runs of others who complete events, though those who wanted it may have gone.
@@ -164,12 +175,11 @@ impl Warehouse {
     /// # Errors
     /// See [`Error`].
     pub async fn write_again(&self, namespace: &str, event_type: &str, ids: &[u128]) -> Result<(), Error> {
-        let (is_one_of, params) = is_one_of(ids);
-        let key = format!(
-            "(namespace, type, subject, time, id) IN (SELECT namespace, type, subject, time, id FROM {} WHERE {is_one_of})",
-            self.table("identities")
-        );
-        self.copy_events(namespace, event_type, &key, |query| query.bind_all(params)).await
+        for month in self.months_of_keys(ids).await? {
+            let (keys, params) = keys_of(self.database(), ids, month);
+            self.copy_events(namespace, event_type, &keys, |query| query.bind_all(params)).await?;
+        }
+        Ok(())
     }
 
     /// Writes stored events of one type of which a condition is true, as they are in `events` by now, to all tables. What the condition

@@ -368,15 +368,29 @@ pub fn is_one_of(ids: &[u128]) -> (String, Vec<Param>) {
     (format!("id IN arrayConcat({})", arrays.join(", ")), params)
 }
 
-/// Keys (type, subject, time, id) and cancellation of the events with these identities.
-pub fn cancel_by_ids(database: &str, namespace: &str, ids: &[u128]) -> Statement {
-    let db = identifier(database);
+/// SQL: the month (`yyyymm`, UTC) of a key: `events` has a partition of each.
+pub const MONTH: &str = "toYYYYMM(time)";
+
+/// The condition that rows of `events` have the keys, in one month, of these identities, and its values.
+///
+/// All months at once would take much longer. A granule of a month that holds the end of one subject and the begin of the next may have, as
+/// far as ClickHouse's index can tell, any later key of the one and any earlier key of the other.
+pub fn keys_of(database: &str, ids: &[u128], month: u32) -> (String, Vec<Param>) {
     let (is_one_of, mut params) = is_one_of(ids);
+    params.push(Param { name: "month".to_owned(), value: Value::Int(month.into()) });
+    let keys = "namespace, type, subject, time, id";
+    let of = format!("SELECT {keys} FROM {}.identities WHERE {is_one_of} AND {MONTH} = {{month:UInt32}}", identifier(database));
+    (format!("{MONTH} = {{month:UInt32}} AND ({keys}) IN ({of})"), params)
+}
+
+/// Keys (type, subject, time, id) and cancellation of the events, in one month, with these identities.
+pub fn cancel_by_ids(database: &str, namespace: &str, ids: &[u128], month: u32) -> Statement {
+    let (keys, mut params) = keys_of(database, ids, month);
     params.push(Param { name: "namespace".to_owned(), value: Value::Text(namespace.to_owned()) });
     Statement {
         sql: format!(
-            "SELECT type, subject, time, id, cancellation FROM {db}.events FINAL WHERE namespace = {{namespace:String}} \
-             AND (type, subject, time, id) IN (SELECT type, subject, time, id FROM {db}.identities WHERE {is_one_of})"
+            "SELECT type, subject, time, id, cancellation FROM {}.events FINAL WHERE namespace = {{namespace:String}} AND {keys}",
+            identifier(database)
         ),
         params,
     }
