@@ -48,7 +48,7 @@ impl<R: Registry> Service<R> {
         let guess = |most| self.catalog.guess_subjects(namespace, &query.customers, most);
         let records = match self.warehouse.with_subjects(namespace, &query, guess, ask).await {
             // Something was written again since then. What ClickHouse refuses for another reason it refuses in this way, too.
-            Err(warehouse::Error::Refused(_)) if matches!(reading, Reading::FirstsAlone | Reading::Balanced) => {
+            Err(warehouse::Error::Refused(_)) if matches!(reading, Reading::FirstsAlone | Reading::Balanced | Reading::NearlyBalanced) => {
                 self.records(&Source { reading: &Reading::ByKind, ..source }, &query).await
             }
             records => records,

@@ -116,8 +116,10 @@ pub enum Reading {
     /// First sendings alone, no key of which is looked at. Where a key was written again ClickHouse **refuses** the question, in
     /// the moment that it reads: then it is to be asked [`Self::ByKind`].
     FirstsAlone,
-    /// For what can be added and taken off: see [`balanced`].
+    /// For what can be added and taken off, where all is balanced: see [`balanced`]. Otherwise ClickHouse **refuses** the question, as above.
     Balanced,
+    /// The same where few contra rows are missing: their keys are looked up.
+    NearlyBalanced,
 }
 
 /// Why ClickHouse refuses what was asked too late.
@@ -138,7 +140,7 @@ pub fn counted(database: &str, table: &str, reading: &Reading, keys: &[String], 
             format!("{table} FINAL{prewhere}{others}")
         }
         // By itself ClickHouse would collect the keys of what was written again for each part of a UNION.
-        Reading::ByKind | Reading::Balanced => {
+        Reading::ByKind | Reading::Balanced | Reading::NearlyBalanced => {
             let again = [&[Kind::Again.condition()], keys].concat().join(" AND ");
             let firsts = firsts(&table, &[keys, others].concat());
             format!(
@@ -154,36 +156,55 @@ pub fn counted(database: &str, table: &str, reading: &Reading, keys: &[String], 
     }
 }
 
-/// For [`Reading::Balanced`]: what is added, and what is taken off.
+/// Why ClickHouse refuses what was asked as balanced.
+const UNBALANCED: &str = "there may be rows written again without a contra row";
+
+/// For [`Reading::Balanced`] and [`Reading::NearlyBalanced`]: what is added, and what is taken off.
 pub struct Balanced {
     /// FROMs whose rows are added.
     pub added: [String; 2],
     /// FROMs whose rows are taken off: no more than was added.
-    pub taken: [String; 2],
+    pub taken: Vec<String>,
+    /// The rest of a SELECT of constants. It gives no row; where something may be missing in `taken`, ClickHouse refuses it.
+    pub refused: Option<String>,
 }
 
 /// All first sendings, and what counts of keys that were written again; less these keys' first sendings: where there is a contra row it
-/// is that, and the others are looked up by their keys.
-pub fn balanced(database: &str, table: &str, keys: &[String], others: &[String]) -> Balanced {
+/// is that, and the others are looked up by their keys, or the question is refused.
+pub fn balanced(database: &str, table: &str, looks_up: bool, keys: &[String], others: &[String]) -> Balanced {
     let table = format!("{}.{}", identifier(database), identifier(table));
     let all = [keys, others].concat();
-    let contra = [&[Kind::Contra.condition()], &*all].concat().join(" AND ");
-    Balanced {
-        added: [format!("({})", firsts(&table, &all)), format!("({})", agains(&table, keys, others))],
-        // A key may have several.
-        taken: [format!("(SELECT * FROM {table} WHERE {contra} LIMIT 1 BY id)"), unbalanced(&table, keys, &all)],
+    let of = |kind: Kind, conditions: &[String]| [&[kind.condition()], conditions].concat().join(" AND ");
+    // A key may have several.
+    let mut taken = vec![format!("(SELECT * FROM {table} WHERE {} LIMIT 1 BY id)", of(Kind::Contra, &all))];
+    let mut refused = None;
+    if looks_up {
+        taken.push(unbalanced(&table, keys, &all));
+    } else {
+        // Only a key with rows of kind `again` has contra rows. So if these rows are no more than the keys that have contra rows, they are of as
+        // many keys, and of the same ones.
+        refused = Some(format!(
+            "FROM (SELECT toInt64(count()) AS rows FROM {table} WHERE {} \
+             UNION ALL SELECT -toInt64(count()) AS rows FROM (SELECT id FROM {table} WHERE {} LIMIT 1 BY id)) \
+             HAVING throwIf(sum(rows) > 0, '{UNBALANCED}')",
+            of(Kind::Again, keys),
+            of(Kind::Contra, keys)
+        ));
     }
+    Balanced { added: [format!("({})", firsts(&table, &all)), format!("({})", agains(&table, keys, others))], taken, refused }
 }
 
 /// First sendings of keys that were written again and have no contra row, as a FROM.
 fn unbalanced(table: &str, keys: &[String], all: &[String]) -> String {
     let of = |kind: Kind| [&[kind.condition()], keys].concat().join(" AND ");
-    let written = format!(
-        "(subject, time, id) IN (SELECT subject, time, id FROM {table} WHERE {} AND id NOT IN (SELECT id FROM {table} WHERE {}))",
+    // One condition on all kinds: the keys are collected once.
+    format!(
+        "(SELECT * FROM ({}) WHERE (subject, time, id) IN \
+         (SELECT subject, time, id FROM {table} WHERE {} AND id NOT IN (SELECT id FROM {table} WHERE {})))",
+        firsts(table, all),
         of(Kind::Again),
         of(Kind::Contra)
-    );
-    format!("({})", firsts(table, &[all, &[written]].concat()))
+    )
 }
 
 /// Statement that writes the contra rows that `{month:String}` lacks, unless a purge has begun since `identities` said `{calm:String}`. To

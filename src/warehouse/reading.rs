@@ -55,7 +55,8 @@ impl Warehouse {
         let unbalanced: u64 = others.iter().map(|month| month.unbalanced()).sum();
         Ok(match again {
             0 => Reading::FirstsAlone,
-            _ if definition.measure.is_additive() && again < MOST_AGAIN && unbalanced <= MOST_UNBALANCED => Reading::Balanced,
+            ..MOST_AGAIN if definition.measure.is_additive() && unbalanced == 0 => Reading::Balanced,
+            ..MOST_AGAIN if definition.measure.is_additive() && unbalanced <= MOST_UNBALANCED => Reading::NearlyBalanced,
             MOST_AGAIN.. => Reading::Final,
             _ => Reading::ByKind,
         })
@@ -68,7 +69,7 @@ impl Warehouse {
     pub async fn reading_of_rows(&self, table: &str, definition: &Definition, query: &UsageQuery) -> Result<Reading, Error> {
         Ok(match self.reading_for(table, definition, query).await? {
             Reading::Final => Reading::Final,
-            Reading::ByKind | Reading::FirstsAlone | Reading::Balanced => Reading::ByKind,
+            Reading::ByKind | Reading::FirstsAlone | Reading::Balanced | Reading::NearlyBalanced => Reading::ByKind,
         })
     }
 

@@ -303,7 +303,8 @@ pub fn usage(source: &Source<'_>, query: &UsageQuery, hash_key: i64) -> Statemen
     let (key, keys) = (key.unwrap_or("toUInt32(0)"), keys.join(", "));
     let groups: Vec<_> = columns.iter().map(|column| if is_hashed { format!("any({column})") } else { column.clone() }).collect();
 
-    let sql = if by_customer || *reading == Reading::Balanced {
+    let is_balanced = matches!(reading, Reading::Balanced | Reading::NearlyBalanced);
+    let sql = if by_customer || is_balanced {
         let states = |sign: &str, from: &str| {
             format!(
                 "SELECT {key} AS window_key, {subject}, {groups} AS groups, {sign}{state} AS state, {sign}toInt64(count()) AS events \
@@ -313,13 +314,14 @@ pub fn usage(source: &Source<'_>, query: &UsageQuery, hash_key: i64) -> Statemen
                 state = state(&definition.measure),
             )
         };
-        let states = if *reading == Reading::Balanced {
+        let (states, refused) = if is_balanced {
             debug_assert!(definition.measure.is_additive(), "only sums can be taken off");
-            let Balanced { added, taken } = balanced(database, table, &key_conditions, &others);
+            let looks_up = *reading == Reading::NearlyBalanced;
+            let Balanced { added, taken, refused } = balanced(database, table, looks_up, &key_conditions, &others);
             let added = added.iter().map(|from| states("", from));
-            added.chain(taken.iter().map(|from| states("-", from))).collect::<Vec<_>>().join(" UNION ALL ")
+            (added.chain(taken.iter().map(|from| states("-", from))).collect::<Vec<_>>().join(" UNION ALL "), refused)
         } else {
-            states("", &counted(database, table, reading, &key_conditions, &others))
+            (states("", &counted(database, table, reading, &key_conditions, &others)), None)
         };
         let (customer, join) = if by_customer {
             let join = format!(" LEFT JOIN {} AS m ON m.subject = u.subject", owners(&claims(database)));
@@ -328,25 +330,29 @@ pub fn usage(source: &Source<'_>, query: &UsageQuery, hash_key: i64) -> Statemen
             ("''", String::new())
         };
         let (subject, by) = if by_subject { ("u.subject", ", u.subject") } else { ("''", "") };
+        let refused = refused.map_or_else(String::new, |from| {
+            // The same columns.
+            format!(" UNION ALL SELECT toUInt32(0), toUInt32(0), '', '', emptyArrayString(), '', toUInt64(0) {from}")
+        });
         format!(
             "SELECT {start} AS window_start, {end} AS window_end, {customer} AS customer, {subject} AS subject, u.groups AS groups, \
              toString({merge}) AS value, toUInt64(sum(u.events)) AS events FROM ({states}) AS u{join} GROUP BY window_key, customer{by}, groups \
-             HAVING NOT throwIf(sum(u.events) < 0, '{TOO_MUCH_TAKEN}') AND sum(u.events) > 0 ORDER BY window_start, customer{by}, groups",
+             HAVING NOT throwIf(sum(u.events) < 0, '{TOO_MUCH_TAKEN}') AND sum(u.events) > 0{refused}",
             merge = merge(&definition.measure),
         )
     } else {
-        let (subject, by) = if by_subject { ("subject", ", subject") } else { ("''", "") };
+        let subject = if by_subject { "subject" } else { "''" };
         let source = counted(database, table, reading, &key_conditions, &others);
         format!(
             "WITH {key} AS window_key SELECT {start} AS window_start, {end} AS window_end, '' AS customer, {subject} AS subject, \
-             {groups} AS groups, toString({aggregate}) AS value, count() AS events FROM {source} GROUP BY {keys} \
-             ORDER BY window_start{by}, groups",
+             {groups} AS groups, toString({aggregate}) AS value, count() AS events FROM {source} GROUP BY {keys}",
             groups = texts(&groups),
             aggregate = aggregate(&definition.measure, ""),
         )
     };
     // One more than may be, so that too many are noticed.
-    Statement { sql: format!("{sql} LIMIT {}", limits::USAGE_ROWS + 1), params }
+    let sql = format!("SELECT * FROM ({sql}) ORDER BY window_start, customer, subject, groups LIMIT {}", limits::USAGE_ROWS + 1);
+    Statement { sql, params }
 }
 
 /// Keys (subject, time, id) of the events that a question's number is made of.
