@@ -118,8 +118,8 @@ impl<R: Registry> Service<R> {
         let stored = self.warehouse.stored_among(&ids).await?;
         let not_found = events.iter().zip(&ids).filter(|(_, id)| !stored.contains_key(id)).map(|(event, _)| event.clone()).collect();
         let stored: Vec<u128> = stored.into_keys().collect();
-        let months = self.warehouse.months_of_keys(&stored).await?;
-        let of = |month| select::cancel_by_ids(self.warehouse.database(), namespace, &stored, month);
+        let months = self.warehouse.by_month(&stored).await?;
+        let of = |(month, ids): (u32, Vec<u128>)| select::cancel_by_ids(self.warehouse.database(), namespace, &ids, month);
         Ok((months.into_iter().map(of).collect(), not_found))
     }
 }

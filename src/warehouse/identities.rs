@@ -1,7 +1,7 @@
 //! Which key each identity has.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use clickhouse::Row;
@@ -140,8 +140,8 @@ impl Warehouse {
     /// See [`Error`].
     pub async fn stored_among(&self, ids: &[u128]) -> Result<HashMap<u128, bool>, Error> {
         let mut stored = HashMap::new();
-        for month in self.months_of_keys(ids).await? {
-            let (keys, params) = keys_of(self.database(), ids, month);
+        for (month, ids) in self.by_month(ids).await? {
+            let (keys, params) = keys_of(self.database(), &ids, month);
             let sql = format!("SELECT id, max(version) < {ARRIVAL_MARK} FROM {} WHERE {keys} GROUP BY id", self.table("events"));
             for (id, is_first) in self.query(&sql).bind_all(params).rows::<(u128, bool)>().await? {
                 *stored.entry(id).or_insert(true) &= is_first;
@@ -150,14 +150,18 @@ impl Warehouse {
         Ok(stored)
     }
 
-    /// Months (`yyyymm`, UTC) of the keys that identities have, for [`keys_of`].
+    /// Identities by the months (`yyyymm`, UTC) of their keys, for [`keys_of`]. Of those that nobody claimed there is none.
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn months_of_keys(&self, ids: &[u128]) -> Result<Vec<u32>, Error> {
+    pub async fn by_month(&self, ids: &[u128]) -> Result<BTreeMap<u32, Vec<u128>>, Error> {
         let (is_one_of, params) = is_one_of(ids);
-        let sql = format!("SELECT DISTINCT {MONTH} AS month FROM {} WHERE {is_one_of} ORDER BY month", self.table("identities"));
-        self.query(&sql).bind_all(params).rows().await
+        let sql = format!("SELECT DISTINCT {MONTH}, id FROM {} WHERE {is_one_of}", self.table("identities"));
+        let mut months = BTreeMap::<_, Vec<_>>::new();
+        for (month, id) in self.query(&sql).bind_all(params).rows::<(u32, u128)>().await? {
+            months.entry(month).or_default().push(id);
+        }
+        Ok(months)
     }
 
     /// Waits for what runs of others who complete events, though those who wanted it may have gone.
@@ -175,8 +179,8 @@ impl Warehouse {
     /// # Errors
     /// See [`Error`].
     pub async fn write_again(&self, namespace: &str, event_type: &str, ids: &[u128]) -> Result<(), Error> {
-        for month in self.months_of_keys(ids).await? {
-            let (keys, params) = keys_of(self.database(), ids, month);
+        for (month, ids) in self.by_month(ids).await? {
+            let (keys, params) = keys_of(self.database(), &ids, month);
             self.copy_events(namespace, event_type, &keys, |query| query.bind_all(params)).await?;
         }
         Ok(())

@@ -258,7 +258,7 @@ async fn what_a_cancellation_never_came_to_counts_once_after_its_revert() {
 /// A cancellation of the event `e` that is written down, and hit nothing yet.
 async fn recorded(lab: &Lab) -> Recorded {
     let (cancellation_id, hit) = (Uuid::now_v7(), identity(NAMESPACE, "test", "e"));
-    let month = lab.warehouse.months_of_keys(&[hit]).await.expect("months")[0];
+    let (month, _) = lab.warehouse.by_month(&[hit]).await.unwrap().pop_first().unwrap();
     let target = cancel_by_ids(lab.warehouse.database(), NAMESPACE, &[hit], month);
     let cancelled = lab.warehouse.note_to_cancel(vec![target], NAMESPACE, cancellation_id).await.unwrap();
     let (created_at, reason) = (jiff::Timestamp::now(), None);
