@@ -1,6 +1,7 @@
 //! Makes ClickHouse as a Meter or Customer says: observe → plan → apply → status. The same for a cluster and for `dev`.
 
 mod backfill;
+mod balance;
 mod counts;
 mod customer;
 mod meter;
@@ -11,6 +12,8 @@ use std::time::{Duration, Instant};
 use crate::api::{ConditionType, Conditions, Customer, CustomerStatus, Meter, MeterStatus, Reason};
 use crate::command::ClickhouseOptions;
 use crate::warehouse::{self, Warehouse};
+
+pub use balance::Seen;
 
 /// What a reconcile came to.
 #[derive(Clone, Debug, PartialEq)]

@@ -47,7 +47,13 @@ pub async fn run(args: DevArgs) -> Result<(), String> {
 
     // The folder's work goes on until the last request is answered.
     let served = CancellationToken::new();
-    let work = folder::run(folder.clone(), reconciler, catalog.clone(), served.clone());
+    let work = folder::run(folder.clone(), reconciler.clone(), catalog.clone(), served.clone());
+    let work = async {
+        tokio::select! {
+            () = work => {}
+            () = reconciler.keep_balanced() => {}
+        }
+    };
     let registry = FolderRegistry::new(folder);
     let parts = GatewayParts {
         registry,

@@ -78,6 +78,7 @@ async fn operate(args: super::OperatorArgs, config: kube::Config, probes: &Probe
         };
         tokio::select! {
             _ = controllers => {}
+            () = reconciler.keep_balanced() => {}
             () = too_late => tracing::warn!("reconciles under way did not end within {} s; the next start does them again", STOP_GRACE.as_secs()),
         }
         probes.metrics.leading.set(0);

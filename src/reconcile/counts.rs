@@ -1,5 +1,4 @@
-//! What is done with a Meter's table beside the reconciles, for with a large one it takes minutes: its sums are balanced, and it is counted
-//! how many events it has, for its status.
+//! How many events a Meter's table has, for its status. They are counted beside the reconciles, for a large one takes minutes.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -76,6 +75,11 @@ impl Counts {
         (last, runs)
     }
 
+    /// Whether a table is counted from time to time: it answers.
+    pub(super) fn has(&self, table: &str) -> bool {
+        self.tables().contains_key(table)
+    }
+
     /// Forgets a table, because it goes.
     pub(super) fn forget(&self, table: &str) {
         drop(self.tables().remove(table));
@@ -86,9 +90,6 @@ impl Counts {
         AbortOnDropHandle::new(tokio::spawn(async move {
             // Never closed.
             let _turn = turns.acquire().await;
-            if let Err(why) = warehouse.balance(&table).await {
-                tracing::warn!(%why, table, "sums of a Meter can't be balanced: they take longer until it is tried again");
-            }
             let (events, uncounted) = warehouse.count_events(&table, has_value).await?;
             Ok(Counted { events, uncounted })
         }))

@@ -82,6 +82,18 @@ pub fn count_rows(database: &str, table: &str) -> String {
     )
 }
 
+/// Rows of the months of all tables in `{database:String}`, table by table and month by month, where those of kind `again` are more than
+/// those of kind `contra`.
+pub fn count_unbalanced() -> String {
+    format!(
+        "SELECT table, toUInt32OrZero(substring(_partition_id, 1, 6)) AS month, sumIf(rows, {}) AS again, sumIf(rows, {}) AS contra \
+         FROM (SELECT table, partition_id AS _partition_id, rows FROM system.parts WHERE active AND database = {{database:String}}) \
+         GROUP BY table, month HAVING again > contra ORDER BY table, month",
+        Kind::Again.condition(),
+        Kind::Contra.condition()
+    )
+}
+
 /// A meter table's partition key.
 pub fn partition_key() -> String {
     format!(

@@ -2,6 +2,7 @@
 //!
 //! [`schema`], [`select`], [`counted`] and [`row`] are pure text and bytes; [`client`] does the I/O, each call with a deadline.
 
+mod balance;
 mod begun;
 mod cancellations;
 mod client;
@@ -32,5 +33,6 @@ pub use fed::Asked;
 pub use fence::Fence;
 pub use identities::{CLAIMS, Claim, Identities, IdentityPart, IdentityTable, StoredKey};
 pub use listings::{EventRecord, RejectRecord};
+pub use reading::Others;
 pub use tables::{BACKFILL, insert_name};
 pub use topology::{Cluster, Topology};

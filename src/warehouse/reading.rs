@@ -1,12 +1,9 @@
 //! How a question reads a Meter's table: what is quickest follows from how many of its rows are no first sendings.
 
-use std::time::Duration;
-
 use jiff::{SignedDuration, Timestamp};
 
-use super::counted::{Reading, balance, count_rows, partition_key};
+use super::counted::{Reading, count_rows};
 use super::retention::month_of;
-use super::tables::BACKFILL;
 use super::topology::Topology;
 use super::{Error, Warehouse};
 use crate::meter::Definition;
@@ -14,13 +11,10 @@ use crate::metering::UsageQuery;
 
 /// Most rows of kind `again` whose keys a question keeps in memory, some 100 bytes each; with more it reads `FINAL`, which takes
 /// longer and no memory.
-const MOST_AGAIN: u64 = 2_000_000;
+pub(super) const MOST_AGAIN: u64 = 2_000_000;
 
 /// Most keys that a question looks up, for they were written again and have no contra row: each costs it a granule or two.
 const MOST_UNBALANCED: u64 = 1_000;
-
-/// Deadline of writing a month's contra rows.
-const BALANCE: Duration = Duration::from_secs(600);
 
 /// A month's rows that are no first sendings.
 #[derive(clickhouse::Row, serde::Deserialize, Clone, Copy, Default, Debug, PartialEq, Eq)]
@@ -35,7 +29,7 @@ pub struct Others {
 
 impl Others {
     /// About how many keys have rows of kind `again` and no contra row.
-    const fn unbalanced(self) -> u64 {
+    pub(super) const fn unbalanced(self) -> u64 {
         self.again.saturating_sub(self.contra)
     }
 }
@@ -88,41 +82,6 @@ impl Warehouse {
     pub async fn count_rows(&self, table: &str, from: Option<Timestamp>, to: Option<Timestamp>) -> Result<Vec<Others>, Error> {
         let (from, to) = months(from, to);
         self.query(&count_rows(self.database(), table)).bind("from", from).bind("to", to).rows().await
-    }
-
-    /// Writes the contra rows that a Meter's table lacks: questions for sums are answered sooner then. It may be cut off anywhere, and run
-    /// more than once at a time. Tables of earlier layouts have none.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub async fn balance(&self, table: &str) -> Result<(), Error> {
-        if *self.topology() != Topology::Single {
-            return Ok(());
-        }
-        let unbalanced = self.count_rows(table, None, None).await?.into_iter().filter(|month| month.unbalanced() > 0);
-        let months: Vec<Others> = unbalanced.filter(|month| month.again < MOST_AGAIN).collect();
-        if months.is_empty() || !self.is_of_this_layout(table).await? {
-            return Ok(());
-        }
-        // First sendings go only by a purge. One that begins later says another fence first, and waits for what runs; one that was given
-        // up removes nothing any more, but for what it has told ClickHouse before.
-        let fence = self.fence().await?;
-        if fence.is_purging || self.is_removing(table).await? {
-            return Ok(());
-        }
-        // By month: in one of many months ClickHouse's index leaves out little.
-        for Others { month, .. } in months {
-            let sql = balance(self.database(), table);
-            let query = self.query(&sql).bind("database", self.database()).bind("calm", &*fence.comment());
-            query.bind("month", &*format!("{month:06}")).within(BALANCE).named(BACKFILL).in_background().run().await?;
-        }
-        Ok(())
-    }
-
-    /// Whether a table has the partitions that this build makes.
-    async fn is_of_this_layout(&self, table: &str) -> Result<bool, Error> {
-        let sql = "SELECT count() > 0 FROM system.tables WHERE database = {database:String} AND name = {table:String} AND partition_key = {key:String}";
-        self.query(sql).bind("database", self.database()).bind("table", table).bind("key", &*partition_key()).one().await
     }
 }
 
