@@ -64,6 +64,15 @@ impl From<serde_json::Error> for Error {
 }
 
 impl Error {
+    /// Says which table it was about.
+    fn of_table(self, table: &str) -> Self {
+        let of = |why| format!("table {table}: {why}");
+        match self {
+            Self::Unavailable(why) => Self::Unavailable(of(why)),
+            Self::Refused(why) => Self::Refused(of(why)),
+        }
+    }
+
     /// The category, as conditions and metrics name it.
     pub const fn reason(&self) -> Reason {
         match self {

@@ -135,7 +135,7 @@ const FULL: Sizes = Sizes {
     lone: 100,
     raw: 5,
     meters: 1_000,
-    inserts: 100,
+    inserts: 300,
     stall: Duration::from_secs(60),
     after_stall: Duration::from_secs(30),
     backfill: 10_000_000,

@@ -57,6 +57,8 @@ pub async fn measure(one: &Setup, sizes: &Sizes, seed: u64, report: &mut Section
     }
     let cost = percentile(&many.1.answers, 50) / percentile(&one.1.answers, 50);
     report.aim(Aim::at_most(&format!("an INSERT with {} meters on other types", sizes.meters), cost, 1.1, "×"));
+    let cpu = many.1.clickhouse_cpu / one.1.clickhouse_cpu;
+    report.aim(Aim::at_most(&format!("an INSERT with {} meters on other types, CPU of ClickHouse", sizes.meters), cpu, 1.1, "×"));
     table.note(format!(
         "One connection, one INSERT after the other, in two ClickHouses of the same age, in turn. {beside} of the other meters have by \
          chance the same landing table, of {}; each costs as its view does.",

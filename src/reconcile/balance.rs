@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::{Error, Reconciler};
-use crate::warehouse::Others;
+use crate::warehouse::{self, Others};
 
 /// How often it is looked whether sums are balanced: one statement for all tables.
 const EVERY: Duration = Duration::from_secs(5);
@@ -21,33 +21,43 @@ impl Reconciler {
     /// Balances the sums of the tables that answer, from time to time, for ever.
     pub async fn keep_balanced(&self) {
         let mut seen = Seen::new();
-        let mut pause = EVERY;
+        let (mut pause, mut is_failing) = (EVERY, false);
         loop {
             tokio::time::sleep(pause).await;
             let began = Instant::now();
-            pause = match self.balance(&mut seen).await {
-                Ok(()) => EVERY.max(began.elapsed() * IDLE),
-                Err(why) => {
-                    tracing::warn!(%why, "sums can't be balanced: questions take longer until it is tried again, in {} s", RETRY.as_secs());
-                    RETRY
-                }
-            };
+            let end = self.balance(&mut seen).await;
+            pause = if end.is_ok() { EVERY.max(began.elapsed() * IDLE) } else { RETRY };
+            let was_failing = std::mem::replace(&mut is_failing, end.is_err());
+            match end {
+                Ok(()) if was_failing => tracing::info!("sums are balanced again"),
+                Ok(()) => {}
+                // The first of a row is news; the others are the same again.
+                Err(why) if was_failing => tracing::debug!(%why, "sums still can't be balanced"),
+                Err(why) => tracing::warn!(%why, "sums can't be balanced: questions take longer; it is tried every {} s", RETRY.as_secs()),
+            }
         }
     }
 
     /// Balances the sums of the tables that answer where something came since `seen`, or where a purge was in the way.
     ///
     /// # Errors
-    /// See [`Error`].
+    /// The first [`Error`]. One table is not in the way of the others.
     pub async fn balance(&self, seen: &mut Seen) -> Result<(), Error> {
         let mut unbalanced = self.warehouse.unbalanced().await?;
         unbalanced.retain(|table, _| self.counts.has(table));
         seen.retain(|table, months| unbalanced.get(table) == Some(months));
+        let mut first = Ok(());
         for (table, months) in unbalanced {
-            if !seen.contains_key(&table) && self.warehouse.balance(&table).await? {
-                seen.insert(table, months);
+            if seen.contains_key(&table) {
+                continue;
+            }
+            match self.warehouse.balance(&table).await {
+                Ok(true) => drop(seen.insert(table, months)),
+                // A purge is in the way, or the table is gone by now.
+                Ok(false) | Err(warehouse::Error::UnknownTable(_)) => {}
+                Err(why) => first = first.and(Err(Error::from(why).of_table(&table))),
             }
         }
-        Ok(())
+        first
     }
 }

@@ -115,10 +115,14 @@ impl<R: Registry> Service<R> {
             return Err(invalid("invalid_body", "events: name at least one"));
         }
         let ids: Vec<u128> = events.iter().map(|event| identity(namespace, &event.source, &event.id)).collect();
-        let stored = self.warehouse.stored_among(&ids).await?;
+        let mut months = self.warehouse.by_month(&ids).await?;
+        let stored = self.warehouse.stored_in(&months).await?;
         let not_found = events.iter().zip(&ids).filter(|(_, id)| !stored.contains_key(id)).map(|(event, _)| event.clone()).collect();
-        let stored: Vec<u128> = stored.into_keys().collect();
-        let months = self.warehouse.by_month(&stored).await?;
+        // What is stored from now on was not found: it is not cancelled either.
+        months.retain(|_, ids| {
+            ids.retain(|id| stored.contains_key(id));
+            !ids.is_empty()
+        });
         let of = |(month, ids): (u32, Vec<u128>)| select::cancel_by_ids(self.warehouse.database(), namespace, &ids, month);
         Ok((months.into_iter().map(of).collect(), not_found))
     }

@@ -139,9 +139,17 @@ impl Warehouse {
     /// # Errors
     /// See [`Error`].
     pub async fn stored_among(&self, ids: &[u128]) -> Result<HashMap<u128, bool>, Error> {
+        self.stored_in(&self.by_month(ids).await?).await
+    }
+
+    /// The same of identities [`by_month`](Self::by_month).
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn stored_in(&self, months: &BTreeMap<u32, Vec<u128>>) -> Result<HashMap<u128, bool>, Error> {
         let mut stored = HashMap::new();
-        for (month, ids) in self.by_month(ids).await? {
-            let (keys, params) = keys_of(self.database(), &ids, month);
+        for (&month, ids) in months {
+            let (keys, params) = keys_of(self.database(), ids, month);
             let sql = format!("SELECT id, max(version) < {ARRIVAL_MARK} FROM {} WHERE {keys} GROUP BY id", self.table("events"));
             for (id, is_first) in self.query(&sql).bind_all(params).rows::<(u128, bool)>().await? {
                 *stored.entry(id).or_insert(true) &= is_first;
