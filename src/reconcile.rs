@@ -13,7 +13,7 @@ use crate::api::{ConditionType, Conditions, Customer, CustomerStatus, Meter, Met
 use crate::command::ClickhouseOptions;
 use crate::warehouse::{self, Warehouse};
 
-pub use balance::Seen;
+pub use balance::Balancer;
 
 /// What a reconcile came to.
 #[derive(Clone, Debug, PartialEq)]
@@ -64,15 +64,6 @@ impl From<serde_json::Error> for Error {
 }
 
 impl Error {
-    /// Says which table it was about.
-    fn of_table(self, table: &str) -> Self {
-        let of = |why| format!("table {table}: {why}");
-        match self {
-            Self::Unavailable(why) => Self::Unavailable(of(why)),
-            Self::Refused(why) => Self::Refused(of(why)),
-        }
-    }
-
     /// The category, as conditions and metrics name it.
     pub const fn reason(&self) -> Reason {
         match self {

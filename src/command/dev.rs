@@ -12,7 +12,7 @@ use crate::auth::Auth;
 use crate::catalog::Catalog;
 use crate::engine::{self, EngineOptions, EngineProcess, FolderLock};
 use crate::folder::{self, Folder};
-use crate::reconcile::Reconciler;
+use crate::reconcile::{Balancer, Reconciler};
 use crate::registry::folder::FolderRegistry;
 
 /// Runs until it is told to stop.
@@ -51,7 +51,7 @@ pub async fn run(args: DevArgs) -> Result<(), String> {
     let work = async {
         tokio::select! {
             () = work => {}
-            () = reconciler.keep_balanced() => {}
+            () = Balancer::new(reconciler).run() => {}
         }
     };
     let registry = FolderRegistry::new(folder);

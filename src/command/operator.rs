@@ -16,7 +16,7 @@ use crate::api::{Customer, Meter};
 use crate::cluster;
 use crate::controller::leader::{self, Standing};
 use crate::controller::{self, Options, Setup};
-use crate::reconcile::Reconciler;
+use crate::reconcile::{Balancer, Reconciler};
 use crate::telemetry::Metrics;
 
 /// How long reconciles under way may go on after the signal to stop. With the lease's release below 25 s: Kubernetes
@@ -78,7 +78,7 @@ async fn operate(args: super::OperatorArgs, config: kube::Config, probes: &Probe
         };
         tokio::select! {
             _ = controllers => {}
-            () = reconciler.keep_balanced() => {}
+            () = Balancer::new(reconciler.clone()).run() => {}
             () = too_late => tracing::warn!("reconciles under way did not end within {} s; the next start does them again", STOP_GRACE.as_secs()),
         }
         probes.metrics.leading.set(0);

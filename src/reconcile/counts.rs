@@ -47,7 +47,7 @@ impl Counts {
     /// Counts a table, unless that was done since `fresh` ago, and waits a little for it. Gives what was counted last, and whether a count
     /// still runs.
     pub(super) async fn of(&self, warehouse: &Warehouse, table: &str, has_value: bool, fresh: Duration) -> (Option<Counted>, bool) {
-        let mut counting = self.tables().remove(table).unwrap_or_default();
+        let mut counting = std::mem::take(self.tables().entry(table.to_owned()).or_default());
         // One that takes long is waited for once, and one that has to wait for others not at all.
         let mut patience = Duration::ZERO;
         if counting.running.is_none() && counting.at.is_none_or(|at| at.elapsed() >= fresh) {

@@ -33,7 +33,7 @@ impl Warehouse {
     /// more than once at a time. Tables of earlier layouts have none. Gives whether there was no purge in the way.
     ///
     /// # Errors
-    /// See [`Error`].
+    /// See [`Error`]: the first, of several months.
     pub async fn balance(&self, table: &str) -> Result<bool, Error> {
         if *self.topology() != Topology::Single {
             return Ok(true);
@@ -49,12 +49,15 @@ impl Warehouse {
         if fence.is_purging || self.is_removing(table).await? {
             return Ok(false);
         }
-        // By month: in one of many months ClickHouse's index leaves out little.
-        for Others { month, .. } in months {
+        // By month: in one of many months ClickHouse's index leaves out little. The last first, and one is not in the way of the others.
+        let mut first = Ok(());
+        for Others { month, .. } in months.into_iter().rev() {
             let sql = balance(self.database(), table);
             let query = self.query(&sql).bind("database", self.database()).bind("calm", &*fence.comment());
-            query.bind("month", &*format!("{month:06}")).within(BALANCE).named(BACKFILL).in_background().run().await?;
+            let query = query.bind("month", &*format!("{month:06}")).within(BALANCE).named(BACKFILL).in_background();
+            first = first.and(query.run().await);
         }
+        first?;
         // One that began meanwhile let nothing be written.
         Ok(self.fence().await? == fence)
     }
