@@ -8,8 +8,11 @@ use super::model::Space;
 /// How many steps had an effect of a kind.
 pub type Effects = BTreeMap<&'static str, usize>;
 
+/// Months of Meters' tables whose sums the operator had balanced at the end.
+pub const BALANCED: &str = "balanced month";
+
 /// Kinds that the fixed histories must have.
-pub const IMPORTANT: &[&str] = &["move", "drop", "purge", "cancellation", "cancellation by filter", "revert", "replay", "edit"];
+pub const IMPORTANT: &[&str] = &[BALANCED, "move", "drop", "purge", "cancellation", "cancellation by filter", "revert", "replay", "edit"];
 
 /// The kinds of effects that a step had.
 pub fn of(step: &Step, before: &[Space], after: &[Space]) -> BTreeSet<&'static str> {

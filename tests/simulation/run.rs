@@ -67,6 +67,9 @@ pub async fn live(history: &History, at: &AtomicUsize, progress: bool) -> Result
         }
     }
     if result.is_ok() {
+        // Only then what is asked now shows whether balanced sums are right.
+        let balanced = life.world.balanced_months().await;
+        life.seen.effects.extend((balanced > 0).then_some((effects::BALANCED, balanced)));
         result = life.observe_all().await;
     }
     life.world.end().await;

@@ -221,6 +221,12 @@ impl World {
         if good { Ok(text) } else { Err(text) }
     }
 
+    /// Months of Meters' tables in which the operator has balanced something, as far as ClickHouse tells.
+    pub async fn balanced_months(&self) -> usize {
+        let sql = "SELECT uniqExact(table, partition_id) FROM system.parts WHERE active AND startsWith(table, 'meter_') AND endsWith(partition_id, '-3')";
+        self.sql(sql).await.ok().and_then(|months| months.trim().parse().ok()).unwrap_or_default()
+    }
+
     fn api(&self, kind: &str, space: usize) -> Api<DynamicObject> {
         let resource = ApiResource::from_gvk(&GroupVersionKind::gvk("kubemeter.io", "v1alpha1", kind));
         Api::namespaced_with(self.client.clone(), &self.spaces[space], &resource)
