@@ -19,6 +19,7 @@
 //!                                reconcile     observe → plan → apply
 //!                                meter         spec (api::Meter) → Definition, or why not
 //!                                warehouse     DDL: meter table, view, backfill
+//!                                balance       beside it, from time to time: sums after repeats and cancellations
 //!                                └─► status.active ─► catalog (what every gateway knows)
 //! ```
 //! Pure modules (`meter`, `event`, `plan`, `warehouse::{schema, select, counted}`) do no I/O.

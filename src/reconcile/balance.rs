@@ -116,7 +116,7 @@ impl Balancer {
         let had_failed = self.tables.get(&table).is_some_and(|last| last.failed);
         if let Err(why) = &done
             && !had_failed
-            // Otherwise it goes.
+            // Of a table that goes nobody needs to hear.
             && self.reconciler.counts.has(&table)
         {
             tracing::warn!(%why, table, "sums of a Meter can't be balanced: questions for them take longer until it is tried again");
