@@ -4,7 +4,8 @@
 //! A cancellation is a row with the key of its event, a greater version and the cancellation's id, written to `events` and from
 //! there through the landing table, so that every meter agrees with it. What it hits is first written down
 //! (`cancelled_events`), then its record, and only then rows ([`Recorded`](crate::warehouse::Recorded)); both it and its revert go by that list,
-//! so either may be cut off and done again. A cancellation that comes again is a new one, which first spreads those that it finds.
+//! so either may be cut off and done again. A cancellation that comes again is a new one, which first spreads those that it finds, and one by a filter
+//! all that were begun and not finished, for the Meter that it asks may know of one already.
 
 use jiff::Timestamp;
 use uuid::Uuid;
@@ -53,8 +54,13 @@ impl<R: Registry> Service<R> {
         }
         let (warehouse, namespace, cancelled_by) = (self.warehouse.clone(), namespace.to_owned(), caller.name.clone());
         let cancelled = to_the_end(async move {
-            // Those may have been cut off when `events` had heard of them and a meter had not, or of a revert neither.
-            for before in warehouse.cancellations_of(targets.clone()).await? {
+            // Those may have been cut off when `events` had heard of them and a meter had not, or of a revert neither. What a filter hits
+            // is read of one meter, which may know of one that another does not.
+            let mut before = warehouse.cancellations_of(targets.clone()).await?;
+            if asked.is_some() {
+                before.extend(warehouse.unfinished(&namespace).await?);
+            }
+            for before in before {
                 match warehouse.cancellation(&namespace, before).await? {
                     Some(reverted) if reverted.record().reverted_at.is_some() => warehouse.turn(&reverted).await?,
                     _ => warehouse.spread(&namespace, before).await?,
@@ -75,15 +81,12 @@ impl<R: Registry> Service<R> {
                 cancelled_by,
                 reverted_by: None,
             };
-            let recorded = warehouse.write_cancellation(&namespace, record).await?;
+            let recorded = warehouse.begin_cancellation(&namespace, record).await?;
             warehouse.turn(&recorded).await?;
             // Another that runs at the same time may have hit some, which are not this one's to revert.
             warehouse.await_turns().await?;
             let cancelled = warehouse.count_cancelled(&namespace, id).await?;
-            if cancelled != noted {
-                warehouse.write_cancellation(&namespace, CancellationRecord { cancelled, ..recorded.into() }).await?;
-            }
-            Ok(cancelled)
+            Ok(warehouse.finish_cancellation(recorded, cancelled).await?.cancelled)
         })
         .await?;
         Ok(Cancelled { cancellation_id: Some(id), cancelled, not_found, dry_run: false })
@@ -102,9 +105,10 @@ impl<R: Registry> Service<R> {
         let (warehouse, namespace) = (self.warehouse.clone(), namespace.to_owned());
         to_the_end(async move {
             // Its record first: a cancellation that has not come to hit its events yet hits none from then on.
-            let recorded = warehouse.write_cancellation(&namespace, record).await?;
+            let recorded = warehouse.begin_cancellation(&namespace, record).await?;
             warehouse.turn(&recorded).await?;
-            Ok(recorded.into())
+            let cancelled = recorded.record().cancelled;
+            Ok(warehouse.finish_cancellation(recorded, cancelled).await?)
         })
         .await
     }

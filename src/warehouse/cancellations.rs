@@ -87,9 +87,12 @@ impl Warehouse {
             .bind("database", self.database())
             .rows()
             .await?;
-        for column in ["cancelled_by", "reverted_by"] {
+        for (column, of) in [("cancelled_by", "String"), ("reverted_by", "String"), ("unfinished", "UInt8")] {
             if !columns.iter().any(|name| name == column) {
-                self.run_ddl(&format!("ALTER TABLE {} ADD COLUMN IF NOT EXISTS {column} String", self.table("cancellations"))).await?;
+                // On a cluster the tables of the shards first: the one in front of them sends what it has to them.
+                for table in BTreeSet::from([self.topology().stored("cancellations"), "cancellations".to_owned()]).iter().rev() {
+                    self.run_ddl(&format!("ALTER TABLE {} ADD COLUMN IF NOT EXISTS {column} {of}", self.table(table))).await?;
+                }
             }
         }
         Ok(())
@@ -126,6 +129,19 @@ impl Warehouse {
             .bind("cancellation", id.to_string())
             .one()
             .await
+    }
+
+    /// What was begun in a namespace, cancellations and reverts, and neither completed nor reverted since: it runs, or was cut off.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn unfinished(&self, namespace: &str) -> Result<BTreeSet<Uuid>, Error> {
+        let sql = format!(
+            "SELECT toString(cancellation) FROM {} FINAL WHERE namespace = {{namespace:String}} AND unfinished",
+            self.table("cancellations")
+        );
+        let of: Vec<String> = self.query(&sql).bind("namespace", namespace).within(LONG).rows().await?;
+        Ok(of.iter().filter_map(|id| Uuid::parse_str(id).ok()).collect())
     }
 
     /// By which cancellations events of targets do not count already.
@@ -268,17 +284,34 @@ impl Warehouse {
         query.bind("type", event_type).bind("month", month).within(LONG)
     }
 
-    /// Writes a cancellation's record, or its next state.
+    /// Writes down that a cancellation, or its revert, begins.
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn write_cancellation(&self, namespace: &str, record: CancellationRecord) -> Result<Recorded, Error> {
+    pub async fn begin_cancellation(&self, namespace: &str, record: CancellationRecord) -> Result<Recorded, Error> {
+        let recorded = Recorded { namespace: namespace.to_owned(), record };
+        self.write_cancellation(&recorded, true).await?;
+        Ok(recorded)
+    }
+
+    /// Writes down that all tables know of a cancellation, or of its revert ([`Self::turn`]), and how many events it cancelled.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn finish_cancellation(&self, recorded: Recorded, cancelled: u64) -> Result<CancellationRecord, Error> {
+        let recorded = Recorded { record: CancellationRecord { cancelled, ..recorded.record }, ..recorded };
+        self.write_cancellation(&recorded, false).await?;
+        Ok(recorded.record)
+    }
+
+    /// Writes a record. A revert's is above the cancellation's; of the same one the last written counts.
+    async fn write_cancellation(&self, Recorded { namespace, record }: &Recorded, unfinished: bool) -> Result<(), Error> {
         let sql = format!(
-            "INSERT INTO {} (namespace, cancellation, created, reason, cancelled, reverted, version, cancelled_by, reverted_by) \
+            "INSERT INTO {} (namespace, cancellation, created, reason, cancelled, reverted, version, cancelled_by, reverted_by, unfinished) \
              SELECT {{namespace:String}}, {{cancellation:UUID}}, \
              fromUnixTimestamp64Micro({{created:Int64}}, 'UTC'), {{reason:String}}, {{cancelled:UInt64}}, \
              if({{reverted:Int64}} = 0, NULL, fromUnixTimestamp64Micro({{reverted:Int64}}, 'UTC')), {{version:UInt64}}, \
-             {{cancelled_by:String}}, {{reverted_by:String}}",
+             {{cancelled_by:String}}, {{reverted_by:String}}, {{unfinished:UInt8}}",
             self.table("cancellations")
         );
         self.query(&sql)
@@ -291,9 +324,9 @@ impl Warehouse {
             .bind("version", u64::from(record.reverted_at.is_some()))
             .bind("cancelled_by", record.cancelled_by.as_deref().unwrap_or_default())
             .bind("reverted_by", record.reverted_by.as_deref().unwrap_or_default())
+            .bind("unfinished", u8::from(unfinished))
             .run()
-            .await?;
-        Ok(Recorded { namespace: namespace.to_owned(), record })
+            .await
     }
 
     /// One cancellation.

@@ -177,7 +177,8 @@ fn standing() -> [(&'static str, ShardBy, String); 6] {
             ShardBy::Cancellation,
             format!(
                 "(namespace LowCardinality(String), cancellation UUID, created DateTime64(6, 'UTC'), \
-             reason String, cancelled UInt64, reverted Nullable(DateTime64(6, 'UTC')), version UInt64, cancelled_by String, reverted_by String) \
+             reason String, cancelled UInt64, reverted Nullable(DateTime64(6, 'UTC')), version UInt64, cancelled_by String, reverted_by String, \
+             unfinished UInt8) \
              ENGINE = ReplacingMergeTree(version) ORDER BY (namespace, cancellation) SETTINGS {DURABLE}"
             ),
         ),

@@ -264,7 +264,7 @@ async fn recorded(lab: &Lab) -> Recorded {
     let (created_at, reason) = (jiff::Timestamp::now(), None);
     let record =
         CancellationRecord { cancellation_id, reason, created_at, cancelled, reverted_at: None, cancelled_by: None, reverted_by: None };
-    lab.warehouse.write_cancellation(NAMESPACE, record).await.unwrap()
+    lab.warehouse.begin_cancellation(NAMESPACE, record).await.unwrap()
 }
 
 /// What another cancellation has hit first, and then was cut off, all tables know of when this one is confirmed.
@@ -286,6 +286,40 @@ async fn a_cancellation_spreads_what_another_that_was_cut_off_has_hit_first() {
     assert_eq!(lab.number("sum").await, "7");
     lab.warehouse.turn(&slow).await.unwrap();
     assert_eq!(lab.number("sum").await, "0");
+}
+
+/// A cancellation by filter asks one Meter what counts. That one may know of a cancellation that was cut off before another Meter did.
+#[tokio::test]
+async fn a_cancellation_by_filter_completes_one_that_was_cut_off_between_two_meters() {
+    let lab = Lab::new();
+    lab.meter("asked", spec("t", Aggregation::Sum, Some("$.v"), &[])).await;
+    let other = lab.meter("other", spec("t", Aggregation::Min, Some("$.v"), &[])).await;
+    let other = lab.warehouse.table(&other.status.unwrap().active.unwrap().table);
+    lab.post(&event("e", "t", "s", TIME, json!({"v": "7"}))).await.unwrap();
+    let cancel = async || {
+        let query = UsageQuery { subjects: vec!["s".to_owned()], ..total() };
+        let target = CancelTarget::Filter { meter_id: "asked".to_owned(), query: Box::new(query) };
+        lab.service.cancel_usage_events(&Lab::caller(), CancelRequest { target, reason: None, dry_run: false }).await
+    };
+    let full = "min_free_disk_bytes_to_perform_insert";
+    lab.warehouse.run_ddl(&format!("ALTER TABLE {other} MODIFY SETTING {full} = 1000000000000000")).await.unwrap();
+    cancel().await.unwrap_err();
+    lab.warehouse.run_ddl(&format!("ALTER TABLE {other} RESET SETTING {full}")).await.unwrap();
+    // Which Meters have heard by then goes by chance: the one that is asked has now.
+    let cut_off = lab.warehouse.unfinished(NAMESPACE).await.unwrap().pop_first().unwrap();
+    let view = format!("{}_view`", other.trim_end_matches('`'));
+    lab.warehouse.run_ddl(&format!("DETACH TABLE {view} SYNC")).await.unwrap();
+    lab.warehouse.spread(NAMESPACE, cut_off).await.unwrap();
+    lab.warehouse.run_ddl(&format!("ATTACH TABLE {view}")).await.unwrap();
+    assert_eq!((lab.number("asked").await.as_str(), lab.number("other").await.as_str()), ("0", "7"), "one has heard of it");
+
+    let again = cancel().await.unwrap();
+    assert_eq!(again.cancelled, 0, "the first has them, and gives them back");
+    assert_eq!(lab.number("other").await, "0");
+    lab.service.revert_cancellation(&Lab::caller(), cut_off).await.unwrap();
+    assert_eq!((lab.number("asked").await.as_str(), lab.number("other").await.as_str()), ("7", "7"));
+    assert_eq!(lab.warehouse.unfinished(NAMESPACE).await.unwrap(), [].into());
+    assert_read_as_final(&lab).await;
 }
 
 /// A revert that was confirmed is the last word, also of a cancellation that is written down and has not come to its events yet.
