@@ -30,6 +30,8 @@ pub struct Storm {
     pub patience_ms: u64,
     /// How long a stall lasts, ms.
     pub stall_ms: u64,
+    /// Whether what is down is started and disks are freed when stalls end, while posts still wait for their answers.
+    pub mends: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -102,6 +104,8 @@ pub fn generate(from: &mut Generator) -> Storm {
         stagger_ms: *from.one_of(&[0, 0, 0, 30, 150]),
         patience_ms: *from.one_of(&[300, 1_500, 10_000]),
         stall_ms,
+        // By a number that there is: another draw would make all histories different ones.
+        mends: stall_ms % 2 == 0,
     }
 }
 

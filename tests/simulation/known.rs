@@ -113,6 +113,7 @@ fn full(table: &'static str, posts: Vec<Post>) -> Storm {
         stagger_ms: 0,
         patience_ms: 10_000,
         stall_ms: 0,
+        mends: false,
     }
 }
 

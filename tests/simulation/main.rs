@@ -49,7 +49,7 @@ async fn histories_are_lived_as_the_model_says() {
     let fresh = fastrand::u64(0..1_000_000_000);
     let steps = number("KUBEMETER_SIMULATION_STEPS").map_or(STEPS, |steps| steps as usize);
     let shrink_for = Duration::from_secs(number("KUBEMETER_SIMULATION_SHRINK_SECONDS").unwrap_or(0));
-    let mut effects = Effects::new();
+    let (mut effects, mut faults, mut across, mut judged) = (Effects::new(), 0, 0, 0);
     let (seeds, progress): (Vec<u64>, bool) = match (number("KUBEMETER_SIMULATION_SEED"), number("KUBEMETER_SIMULATION_SEEDS")) {
         (None, None) => (FIXED.iter().copied().chain([fresh]).collect(), false),
         (first, count) => {
@@ -72,6 +72,9 @@ async fn histories_are_lived_as_the_model_says() {
         let seen = lived.unwrap_or_default();
         eprintln!("seed {seed}: {steps} steps in {:.1} s: {}", start.elapsed().as_secs_f32(), words(&seen));
         if FIXED.contains(&seed) {
+            faults += seen.faults;
+            across += seen.across;
+            judged += seen.judged.answers;
             seen.effects.into_iter().for_each(|(kind, count)| *effects.entry(kind).or_default() += count);
         }
     }
@@ -79,14 +82,18 @@ async fn histories_are_lived_as_the_model_says() {
         eprintln!("the fixed histories: {}", effects::words(&effects));
         let none: Vec<_> = effects::IMPORTANT.iter().filter(|kind| !effects.contains_key(*kind)).collect();
         assert!(none.is_empty(), "the fixed histories have none of {none:?}, only {}", effects::words(&effects));
+        assert!(
+            faults > 0 && across > 0 && judged > 0,
+            "{faults} faults, {across} posts across one, {judged} answers judged: none may be 0"
+        );
     }
 }
 
 fn words(seen: &Seen) -> String {
-    let Seen { faults, effects, judged } = seen;
+    let Seen { faults, across, effects, judged } = seen;
     let meanwhile =
         format!("{} answers judged meanwhile, {} open, {} refused, {} rows open", judged.answers, judged.open, judged.refused, judged.rows);
-    format!("faults {faults}; {}; {meanwhile}", effects::words(effects))
+    format!("faults {faults}; {across} posts acknowledged across a restart; {}; {meanwhile}", effects::words(effects))
 }
 
 /// More statements than an edit has.

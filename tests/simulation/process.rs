@@ -22,12 +22,12 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts it if it does not run.
-    pub fn ensure(&mut self) {
+    /// Starts it if it does not run; tells whether it did not.
+    pub fn ensure(&mut self) -> bool {
         if let Some(child) = &mut self.child
             && child.try_wait().expect("it was started").is_none()
         {
-            return;
+            return false;
         }
         let log = File::options().create(true).append(true).open(&self.log).expect("a file in a temporary folder");
         let mut command = Command::new(env!("CARGO_BIN_EXE_kubemeter"));
@@ -40,6 +40,7 @@ impl Process {
         command.envs(self.clock.environment()).env("KUBECONFIG", &control_plane().kubeconfig).stdin(Stdio::null());
         command.stdout(log.try_clone().expect("a file")).stderr(log);
         self.child = Some(command.spawn().expect("it was built"));
+        true
     }
 
     /// Ends it by SIGKILL.

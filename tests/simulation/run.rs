@@ -37,6 +37,8 @@ pub struct Life {
 pub struct Seen {
     /// Those that came to pass.
     pub faults: usize,
+    /// Posts that were under way when something was started again or a disk freed, and were acknowledged.
+    pub across: usize,
     pub effects: Effects,
     pub judged: Judged,
 }

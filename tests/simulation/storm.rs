@@ -17,7 +17,7 @@ use super::objects::{answers_with, spec};
 use super::proxy;
 use super::run::{Life, compare};
 use super::usage::Query;
-use super::world::{Answer, Request};
+use super::world::{Answer, Request, World};
 use super::{observe, send};
 use crate::support::eventually;
 
@@ -36,7 +36,8 @@ pub async fn run(life: &mut Life, storm: &Storm) -> Result<(), String> {
     let began = Instant::now();
     let mut rng = life.rng.fork();
 
-    let full = arm(life, storm).await;
+    let full = Mutex::new(arm(life, storm).await);
+    let mended = Mutex::new(None);
     let mut other = life.aside();
     let (world, model) = (&life.world, &life.spaces[storm.space]);
     let once = async |gateway: usize, request: &Request| {
@@ -86,6 +87,9 @@ pub async fn run(life: &mut Life, storm: &Storm) -> Result<(), String> {
         }
         tokio::time::sleep(Duration::from_millis(storm.stall_ms / 2)).await;
         (0..GATEWAYS).map(Part::Gateway).chain([Part::Operator]).for_each(|part| world.proxy(part).unstall());
+        if storm.mends && (world.start_dead().await | free(world, &full).await) {
+            *mended.lock().expect("no panic") = Some(Instant::now());
+        }
     };
     let questions = async {
         let meters: Vec<&String> = model.meters.keys().collect();
@@ -103,7 +107,7 @@ pub async fn run(life: &mut Life, storm: &Storm) -> Result<(), String> {
     };
     let storming = async {
         let ((posts, cancelled, reverted, ()), (), ()) = tokio::join!(work, unstall, questions);
-        (posts, cancelled, reverted, calm(life, full).await)
+        (posts, cancelled, reverted, calm(life, &full).await)
     };
     let beside = async {
         match &storm.beside {
@@ -126,6 +130,11 @@ pub async fn run(life: &mut Life, storm: &Storm) -> Result<(), String> {
     let before = life.spaces[storm.space].clone();
     life.take_back(storm.space, other);
     beside.map_err(|why| format!("beside the storm: {why}"))?;
+    if let Some(at) = mended.into_inner().expect("no panic") {
+        let under_way =
+            (0..).zip(&posts).filter(|(number, (_, ended))| began + Duration::from_millis(storm.stagger_ms * number) < at && at < *ended);
+        life.seen.across += under_way.filter(|(_, (answer, _))| answer.is_some()).count();
+    }
     let spans: Vec<_> = posts.iter().map(|(answer, ended)| (answer.is_some(), Span { began, ended: *ended })).collect();
     life.seen.faults += storm.faults.len().saturating_sub(idle);
     let answers = send_again(life, storm, &again, posts).await;
@@ -250,17 +259,29 @@ async fn arm(life: &Life, storm: &Storm) -> Vec<String> {
 }
 
 /// Ends all faults; tells how many did not come to pass.
-async fn calm(life: &Life, full: Vec<String>) -> usize {
+async fn calm(life: &Life, full: &Mutex<Vec<String>>) -> usize {
     let idle = life.world.revive().await;
-    for table in full {
-        // It may have been dropped.
-        let reset = life.world.sql(&format!("ALTER TABLE kubemeter.`{table}` RESET SETTING min_free_disk_bytes_to_perform_insert")).await;
-        assert!(
-            reset.is_ok() || life.world.sql(&format!("EXISTS kubemeter.`{table}`")).await.is_ok_and(|there| there.trim() == "0"),
-            "{reset:?}"
-        );
+    free(&life.world, full).await;
+    let left = full.lock().expect("no panic").clone();
+    for table in left {
+        let there = life.world.sql(&format!("EXISTS kubemeter.`{table}`")).await;
+        assert!(there.is_ok_and(|there| there.trim() == "0"), "{table} is there, and its disk can't be freed");
     }
     idle
+}
+
+/// Frees the disks of full tables; tells whether there was one. What can't be freed now stays in the list: ClickHouse may be away, the
+/// table dropped.
+async fn free(world: &World, full: &Mutex<Vec<String>>) -> bool {
+    let (tables, mut freed) = (full.lock().expect("no panic").clone(), false);
+    for table in tables {
+        let sql = format!("ALTER TABLE kubemeter.`{table}` RESET SETTING min_free_disk_bytes_to_perform_insert");
+        if world.sql(&sql).await.is_ok() {
+            full.lock().expect("no panic").retain(|other| *other != table);
+            freed = true;
+        }
+    }
+    freed
 }
 
 /// Sends again what was not answered, perhaps changed, also by way of the other gateway.

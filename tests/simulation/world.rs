@@ -175,13 +175,30 @@ impl World {
                 clickhouse.kill();
                 clickhouse.restart();
             }
-            self.processes.iter().for_each(|process| lock(process).ensure());
+            self.processes.iter().for_each(|process| {
+                lock(process).ensure();
+            });
         });
         for process in &self.processes {
             let url = format!("http://127.0.0.1:{}/readyz", lock(process).port);
             eventually(&format!("{url} is ready"), async || (self.http.get(&url).send().await.ok()?.status() == 200).then_some(())).await;
         }
         idle
+    }
+
+    /// Starts what does not run, while others work; tells whether anything did not.
+    pub async fn start_dead(&self) -> bool {
+        let (clickhouse, processes) = (Arc::clone(&self.clickhouse), self.processes.clone());
+        let start = move || {
+            let mut clickhouse = lock(&clickhouse);
+            let dead = !clickhouse.runs();
+            if dead {
+                clickhouse.restart();
+            }
+            drop(clickhouse);
+            processes.iter().filter(|process| lock(process).ensure()).count() > 0 || dead
+        };
+        tokio::task::spawn_blocking(start).await.expect("no panic")
     }
 
     /// Asks a gateway once.
