@@ -73,10 +73,10 @@ e2e: setup-kubernetes image ## From helm install to its removal, on a real node 
 	  --image $(or $(CARGO_TARGET_DIR),target)/images/$(name).tar) -- $(PYTHON) tests/e2e/flow.py
 
 .PHONY: bench
-bench: ## Measure ingest, queries, memory, backfill against their aims and the same ClickHouse (ARGS="--only PART", --quick)
+bench: ## Measure ingest, queries, memory, backfill against their aims, and write docs/performance.md (ARGS="--only PART", --quick: only print)
 	$(SETUP) rust engine
 	cargo build --locked --release
-	cargo run --locked --release --example bench -- $(ARGS)
+	cargo run --locked --release --example bench -- $(or $(ARGS),--write)
 
 .PHONY: bench-operator
 bench-operator: setup setup-kubernetes build ## Measure the operator with 1,000 Meters and 1,000 Customers (ARGS=--write)
