@@ -56,11 +56,11 @@ impl<R: Registry> Service<R> {
         let cancelled = to_the_end(async move {
             // Those may have been cut off when `events` had heard of them and a meter had not, or of a revert neither. What a filter hits
             // is read of one meter, which may know of one that another does not.
-            let mut before = warehouse.cancellations_of(targets.clone()).await?;
+            let mut cut_off = warehouse.cancellations_of(targets.clone()).await?;
             if asked.is_some() {
-                before.extend(warehouse.unfinished(&namespace).await?);
+                cut_off.extend(warehouse.unfinished(&namespace).await?);
             }
-            for before in before {
+            for before in cut_off {
                 match warehouse.cancellation(&namespace, before).await? {
                     Some(reverted) if reverted.record().reverted_at.is_some() => warehouse.turn(&reverted).await?,
                     _ => warehouse.spread(&namespace, before).await?,

@@ -90,7 +90,7 @@ impl Warehouse {
         for (column, of) in [("cancelled_by", "String"), ("reverted_by", "String"), ("unfinished", "UInt8")] {
             if !columns.iter().any(|name| name == column) {
                 // On a cluster the tables of the shards first: the one in front of them sends what it has to them.
-                for table in BTreeSet::from([self.topology().stored("cancellations"), "cancellations".to_owned()]).iter().rev() {
+                for table in [&*self.topology().stored("cancellations"), "cancellations"] {
                     self.run_ddl(&format!("ALTER TABLE {} ADD COLUMN IF NOT EXISTS {column} {of}", self.table(table))).await?;
                 }
             }
@@ -131,7 +131,7 @@ impl Warehouse {
             .await
     }
 
-    /// What was begun in a namespace, cancellations and reverts, and neither completed nor reverted since: it runs, or was cut off.
+    /// Cancellations of a namespace that were begun, or their reverts, and not finished: they run, or were cut off.
     ///
     /// # Errors
     /// See [`Error`].
